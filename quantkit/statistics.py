@@ -1,0 +1,291 @@
+"""The statistics pass: one stream through the model, a block at a time, that gathers all a method needs of the data.
+
+For every distinct linear input X [tokens, in] the pass accumulates, split into text and vision tokens, the Gram matrix
+``X^T X`` (float32), ``sum |x|`` a channel (float64), the token count and the largest ``|x|``. The Gram matrix is what
+GPTQ calls its Hessian (arXiv:2210.17323) and its diagonal is llama.cpp's importance matrix; here AWQ's search runs on
+it as well, so no forward pass happens inside a search.
+
+Weights are read from the checkpoint when their block's turn comes and dropped after it. What stays is the hidden state
+of each sample. The modules are transformers' own, so the activations are those of inference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantkit.errors import QuantkitError
+from quantkit.model import LAYERS_PREFIX, NORM_KINDS, Block, ModelMap
+
+if TYPE_CHECKING:
+    from quantkit.calibration import Sample
+    from quantkit.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+MODALITIES = ("text", "vision")
+_PANEL = 512  # columns a matrix product fills at once; only panels on and above the diagonal are computed
+_FLUSH_TOKENS = 2048  # rows gathered before they are multiplied: long products run near peak speed
+
+Progress = Callable[[str, int, int], None]  # what, done, of
+
+
+@dataclass
+class ModalityStatistics:
+    """Sums over the tokens of one modality: gram float32 [in, in], abs_sum float64 [in], tokens, abs_max."""
+
+    gram: Tensor
+    abs_sum: Tensor
+    tokens: int = 0
+    abs_max: float = 0.0
+
+
+@dataclass
+class InputStatistics:
+    """What is known of one linear input, by modality."""
+
+    by_modality: dict[str, ModalityStatistics]
+
+    @property
+    def gram(self) -> Tensor:
+        """``X^T X`` over all tokens, float32 [in, in]."""
+        return torch.stack([part.gram for part in self.by_modality.values()]).sum(0)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.by_modality.values())
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """Mean ``|x|`` a channel over all tokens, float32 [in]."""
+        total = torch.stack([part.abs_sum for part in self.by_modality.values()]).sum(0)
+        return (total / max(self.tokens, 1)).float()
+
+    @property
+    def abs_max(self) -> float:
+        return max(part.abs_max for part in self.by_modality.values())
+
+
+@dataclass
+class BlockStatistics:
+    """The inputs of one block's groups, by group name."""
+
+    index: int
+    inputs: dict[str, InputStatistics] = field(default_factory=dict)
+
+
+class _Accumulator:
+    """Gathers the rows of one input and multiplies them in large pieces."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._parts = {
+            name: ModalityStatistics(
+                torch.zeros(in_features, in_features, device=device),
+                torch.zeros(in_features, dtype=torch.float64, device=device),
+            )
+            for name in MODALITIES
+        }
+        self._waiting: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
+
+    def add(self, rows: Tensor, vision: Tensor) -> None:
+        """``rows`` [tokens, in]; ``vision`` bool [tokens]."""
+        for name, mask in zip(MODALITIES, (~vision, vision), strict=True):
+            chosen = rows[mask]
+            if not len(chosen):
+                continue
+            waiting = self._waiting[name]
+            waiting.append(chosen)
+            if sum(map(len, waiting)) >= _FLUSH_TOKENS:
+                self._flush(name)
+
+    def _flush(self, name: str) -> None:
+        waiting = self._waiting[name]
+        if not waiting:
+            return
+        part, rows = self._parts[name], torch.cat(waiting).float()
+        waiting.clear()
+        magnitude = rows.abs()
+        part.abs_sum += magnitude.sum(0, dtype=torch.float64)
+        part.abs_max = max(part.abs_max, float(magnitude.max()))
+        part.tokens += len(rows)
+        for start in range(0, rows.shape[1], _PANEL):
+            panel = rows[:, start : start + _PANEL]
+            part.gram[start : start + _PANEL, start:].addmm_(panel.T, rows[:, start:])
+
+    def finish(self) -> InputStatistics:
+        for name, part in self._parts.items():
+            self._flush(name)
+            upper = part.gram.triu_()
+            upper += upper.triu(1).T
+        return InputStatistics(self._parts)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a decoder layer while the inputs of the first one are computed: passes on, remembers the rest."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.seen: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        self.seen = kwargs
+        return hidden_states
+
+
+@dataclass
+class _Stream:
+    """One sample on its way through the blocks: hidden [1, T, hidden], and each layer kind's other arguments."""
+
+    sample: Sample
+    hidden: Tensor
+    arguments: dict[str, dict[str, Any]]
+
+
+class CalibrationPass:
+    """Streams ``samples`` through the language model of ``checkpoint``; iterate it for one BlockStatistics a block.
+
+    dtype is that of the weights and activations (the Gram matrices are float32 whatever it is). Raises QuantkitError
+    for a tensor that is missing, misshaped, NaN or Inf, and for an activation that is NaN or Inf (layer and sample).
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model_map: ModelMap,
+        samples: Sequence[Sample],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        progress: Progress | None = None,
+    ) -> None:
+        if not samples:
+            raise QuantkitError("no calibration samples: nothing is left of the set given with --calib")
+        self.checkpoint, self.map, self.samples = checkpoint, model_map, samples
+        self.device, self.dtype = torch.device(device), dtype
+        self.progress = progress or (lambda what, done, total: None)
+        self.skeleton = build_skeleton(checkpoint)
+        self.layers = list(self.skeleton.model.language_model.layers)
+        self.abs_max = 0.0
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[BlockStatistics]:
+        streams = self._embed()
+        for block in self.map.blocks:
+            yield self._run_block(block, streams)
+
+    def final_hidden(self) -> list[Tensor]:
+        """Hidden states [1, T, hidden] after the last block (before the final norm), for checking the pass itself."""
+        with torch.no_grad():
+            streams = self._embed()
+            for block in self.map.blocks:
+                self._run_block(block, streams)
+        return [stream.hidden for stream in streams]
+
+    def _embed(self) -> list[_Stream]:
+        """Vision tower, mergers and embedding of every sample, with the model's own forward around them."""
+        outer = self.skeleton.model
+        language = outer.language_model
+        recorders = [_Recorder(block.kind) for block in self.map.blocks]
+        parts = {
+            "model.vision_tower.": outer.vision_tower,
+            "model.merger.": outer.merger,
+            "model.language_model.embed_tokens.": language.embed_tokens,
+        }
+        norm, language.norm = language.norm, nn.Identity()
+        language.layers = nn.ModuleList(recorders)
+        try:
+            for prefix, module in parts.items():
+                self._materialise(module, prefix)
+            language.rotary_emb = type(language.rotary_emb)(config=language.config).to(self.device)
+            streams = []
+            for done, sample in enumerate(self.samples):
+                self.progress("vision", done, len(self.samples))
+                streams.append(self._embed_one(outer, sample, recorders))
+            self.progress("vision", len(self.samples), len(self.samples))
+            return streams
+        finally:
+            for module in parts.values():
+                module.to("meta")
+            language.norm, language.layers = norm, nn.ModuleList(self.layers)
+
+    def _embed_one(self, outer: nn.Module, sample: Sample, recorders: list[_Recorder]) -> _Stream:
+        inputs = {name: value.to(self.device) for name, value in sample.inputs.items()}
+        hidden = outer(**inputs, downsample_mode=sample.downsample_mode, use_cache=False).last_hidden_state
+        _require_finite(hidden, "the vision tower and embedding", sample)
+        return _Stream(sample, hidden, {recorder.kind: recorder.seen for recorder in recorders})
+
+    def _run_block(self, block: Block, streams: list[_Stream]) -> BlockStatistics:
+        layer = self.layers[block.index]
+        self._materialise(layer, block.prefix)
+        check_norms(layer, block)
+        accumulators = {group.name: _Accumulator(group.in_features, self.device) for group in block.groups}
+        vision = torch.zeros(0, dtype=torch.bool)
+
+        def hook_for(accumulator: _Accumulator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                accumulator.add(args[0].flatten(0, -2), vision)
+
+            return hook
+
+        with ExitStack() as stack:
+            for group in block.groups:
+                linear = layer.get_submodule(group.linears[0])
+                stack.callback(linear.register_forward_pre_hook(hook_for(accumulators[group.name])).remove)
+            for done, stream in enumerate(streams):
+                self.progress(f"layer {block.index}", done, len(streams))
+                vision = stream.sample.vision_mask.to(self.device)
+                stream.hidden = layer(stream.hidden, **stream.arguments[block.kind])
+                _require_finite(stream.hidden, f"layer {LAYERS_PREFIX}{block.index}", stream.sample)
+        self.progress(f"layer {block.index}", len(streams), len(streams))
+        layer.to("meta")
+        statistics = BlockStatistics(block.index, {name: acc.finish() for name, acc in accumulators.items()})
+        self.abs_max = max(self.abs_max, *(part.abs_max for part in statistics.inputs.values()))
+        return statistics
+
+    def _materialise(self, module: nn.Module, prefix: str) -> None:
+        state = {}
+        for name, empty in module.state_dict().items():
+            tensor = self.checkpoint.load(prefix + name, check_finite=True)
+            if tensor.shape != empty.shape:
+                raise QuantkitError(
+                    f"{prefix}{name} has shape {list(tensor.shape)}, config.json says {list(empty.shape)}"
+                )
+            state[name] = tensor.to(self.device, self.dtype)
+        module.load_state_dict(state, assign=True)
+        module.eval()
+
+
+def _require_finite(hidden: Tensor, where: str, sample: Sample) -> None:
+    if not torch.isfinite(hidden).all():
+        raise QuantkitError(
+            f"activation of {where} is NaN or Inf for calibration sample {sample.id}; try --dtype float32 or leave it out"
+        )
+
+
+def check_norms(layer: nn.Module, block: Block) -> None:
+    """Raise unless each norm that feeds a group is of the exact class the map was written for."""
+    for group in block.groups:
+        if group.feeder.kind == "rows":
+            continue
+        norm = type(layer.get_submodule(group.feeder.module)).__name__
+        if NORM_KINDS.get(norm) != group.feeder.kind:
+            raise QuantkitError(
+                f"{block.prefix}{group.feeder.module} is a {norm}, a norm quantkit does not know how to fold into; "
+                "this version of transformers differs from those quantkit was written for"
+            )
+
+
+def build_skeleton(checkpoint: Checkpoint) -> Any:
+    """The model's modules without weights (meta device), from config.json alone; the attention is SDPA."""
+    from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
+
+    config = MiniCPMV4_6Config.from_dict(checkpoint.config)
+    with torch.device("meta"):
+        return MiniCPMV4_6ForConditionalGeneration._from_config(config, attn_implementation="sdpa")

@@ -339,7 +339,7 @@ class ShardWriter:
         self._weight_map.update(dict.fromkeys(names, file))
 
     def add(self, name: str, tensor: "torch.Tensor") -> None:
-        """Write one tensor to its place; ValueError if it is undeclared, there already, or of another dtype or shape."""
+        """Write one tensor to its place; ValueError if undeclared, added before, or of another dtype or shape."""
         if name not in self._specs:
             raise ValueError(f"tensor {name} was not declared")
         if name not in self._missing:

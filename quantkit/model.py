@@ -45,6 +45,17 @@ FUSED_SETS = (
     ("linear_attn.in_proj_b", "linear_attn.in_proj_a"),
 )
 
+# Modules outside the map, in the spelling that Transformers (regular expression up to a module boundary, or suffix) and
+# vLLM (prefix of its own names, then substring) both understand. The trailing dots are what vLLM's mapping needs.
+UNQUANTIZED_MODULES = (
+    "model.vision_tower.vit_merger.",
+    "model.vision_tower.",
+    "model.merger.",
+    "in_proj_a",
+    "in_proj_b",
+    "lm_head",
+)
+
 
 @dataclass(frozen=True)
 class Feeder:

@@ -246,7 +246,7 @@ class _Builder:
 
 
 def _cuts(conversation: Conversation) -> Iterator[list[dict[str, Any]]]:
-    """The whole conversation, then shorter ones that end after an earlier answer (none if the row states its answer)."""
+    """The whole conversation, then shorter ones that end after an earlier answer (none if the row states one)."""
     yield conversation.messages
     if conversation.answer is not None:
         return

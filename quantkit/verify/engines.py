@@ -1,0 +1,127 @@
+"""Getting a checkpoint ready to run.
+
+`dequantized` puts our reading of the file into the reference architecture: it isolates the format from the kernels, and
+needs no other package. `transformers` runs the real kernels through `from_pretrained`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.errors import QuantkitError
+from quantkit.formats import awq
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+KERNEL_PACKAGES = {"awq": "gptqmodel", "gptq": "gptqmodel", "bitsandbytes": "bitsandbytes"}
+
+
+def load_dequantized(folder: str | Path | Checkpoint, dtype: str = "float32", device: str = "cpu") -> Any:
+    """The reference architecture with the checkpoint's weights, dequantized where they are packed.
+
+    Streams one tensor at a time into an uninitialized model of `dtype`, so it peaks at the model plus one tensor. Every
+    parameter must be there exactly once and in shape: `QuantkitError` names a tensor that is missing, unexpected or not.
+    """
+    from transformers import AutoConfig, MiniCPMV4_6ForConditionalGeneration
+    from transformers.initialization import no_init_weights
+
+    checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
+    weights = _dequantizer(checkpoint)
+    config = AutoConfig.from_pretrained(str(checkpoint.path), local_files_only=True)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with no_init_weights():
+        model = MiniCPMV4_6ForConditionalGeneration._from_config(config, dtype=_dtype(dtype))
+    model.tie_weights()
+    _fill(model, weights(checkpoint), checkpoint)
+    return model.to(device).eval()
+
+
+def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", device: str = "cpu") -> Any:
+    """The checkpoint as Transformers itself loads it, with the kernels that its quantization method brings."""
+    from transformers import AutoModelForImageTextToText
+
+    checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
+    package = KERNEL_PACKAGES.get(checkpoint.quantization_method or "")
+    if package and importlib.util.find_spec(package) is None:
+        raise QuantkitError(
+            f"engine 'transformers': {checkpoint.quantization_method} weights need the package {package}; "
+            f"run 'pip install {package}', or use the engine 'dequantized'"
+        )
+    model = AutoModelForImageTextToText.from_pretrained(
+        str(checkpoint.path), dtype=_dtype(dtype), device_map=device, local_files_only=True, trust_remote_code=False
+    )
+    return model.eval()
+
+
+ENGINES: dict[str, Callable[..., Any]] = {"dequantized": load_dequantized, "transformers": load_transformers}
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise QuantkitError(f"dtype '{name}' is unknown to verify: use {' or '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+# ---- weights of each quantization method, as (parameter name, tensor [its shape]) -----------------------------------
+
+Weights = Iterator[tuple[str, Tensor]]
+
+
+def _plain(checkpoint: Checkpoint) -> Weights:
+    for name in checkpoint.tensor_names:
+        yield name, checkpoint.load(name, check_finite=True)
+
+
+def _awq(checkpoint: Checkpoint) -> Weights:
+    spec = awq.spec_of(checkpoint.config["quantization_config"])
+    linears = awq.quantized_names(checkpoint.tensor_names)
+    packed = {f"{linear}.{suffix}" for linear in linears for suffix in awq.SUFFIXES}
+    for name in checkpoint.tensor_names:
+        if name not in packed:
+            yield name, checkpoint.load(name, check_finite=True)
+    for linear in linears:
+        triple = [checkpoint.load(f"{linear}.{suffix}", check_finite=True) for suffix in awq.SUFFIXES]
+        try:
+            yield f"{linear}.weight", awq.unpack(*triple, spec.bits, spec.group_size).dequantize()
+        except QuantkitError as error:
+            raise QuantkitError(f"{checkpoint.path}: {linear}: {error}") from error
+
+
+DEQUANTIZERS: dict[str | None, Callable[[Checkpoint], Weights]] = {None: _plain, "awq": _awq}
+
+
+def _dequantizer(checkpoint: Checkpoint) -> Callable[[Checkpoint], Weights]:
+    method = checkpoint.quantization_method
+    if method not in DEQUANTIZERS:
+        known = ", ".join(name for name in DEQUANTIZERS if name)
+        raise QuantkitError(f"{checkpoint.path}: engine 'dequantized' cannot read '{method}' weights; it reads {known}")
+    return DEQUANTIZERS[method]
+
+
+def _fill(model: torch.nn.Module, weights: Weights, checkpoint: Checkpoint) -> None:
+    """Copy every weight into its parameter; raise unless each parameter is met exactly once."""
+    parameters = dict(model.named_parameters())  # a tied head appears once, under the embedding's name
+    tied = set(dict(model.named_parameters(remove_duplicate=False))) - set(parameters)
+    missing = set(parameters)
+    for name, tensor in weights:
+        if name in tied:
+            continue  # stored twice; the embedding's own entry counts
+        if name not in missing:
+            raise QuantkitError(f"{checkpoint.path}: unexpected tensor {name}: this architecture has no such parameter")
+        if tensor.shape != parameters[name].shape:
+            expected, found = list(parameters[name].shape), list(tensor.shape)
+            raise QuantkitError(f"{checkpoint.path}: tensor {name} has shape {found}, the config asks for {expected}")
+        parameters[name].data.copy_(tensor)
+        missing.remove(name)
+    if missing:
+        raise QuantkitError(f"{checkpoint.path}: tensor {min(missing)} is missing ({len(missing)} in all)")

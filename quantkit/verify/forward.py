@@ -1,0 +1,136 @@
+"""The passes over a model: final hidden states at the scored positions, and greedy answers.
+
+Scored are the positions whose next token is text (placeholders of pictures are never predicted). Samples of like length
+run together: padded on the right for teacher forcing, where causality makes padding invisible, and on the left, masked,
+for generation. Both models get the same batches, so that identical models give identical bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantkit.calibration import Sample
+
+Tick = Callable[[int], None]  # told how many more samples are done
+IMAGE_INPUTS = ("pixel_values", "target_sizes", "pixel_values_videos", "target_sizes_videos")
+BATCH_TOKENS = 2048  # padded tokens a batch
+BATCH_SAMPLES = 32
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scored positions of one sample, each [P]."""
+
+    positions: Tensor  # int64, the position that predicts
+    targets: Tensor  # int64, the token that follows it
+    answer: Tensor  # bool: the token belongs to the last answer, its end token included
+
+
+def scored(sample: Sample, stop_ids: set[int]) -> Scored:
+    """Which positions of a sample are scored; `stop_ids`: the tokens that end an answer."""
+    ids = sample.input_ids[0]
+    positions = torch.nonzero(~sample.vision_mask[1:])[:, 0]
+    end = ids.numel()
+    for index in range(ids.numel() - 1, sample.prompt_length - 1, -1):
+        if int(ids[index]) in stop_ids:
+            end = index + 1
+            break
+    following = positions + 1
+    return Scored(positions, ids[following], (following >= sample.prompt_length) & (following < end))
+
+
+def batches(samples: Sequence[Sample], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices of samples that run together: one mode, like lengths, at most BATCH_TOKENS padded tokens."""
+    batch: list[int] = []
+    for index in sorted(range(len(samples)), key=lambda i: (samples[i].downsample_mode, lengths[i], i)):
+        # sorted, so the newest is the longest
+        full = (len(batch) + 1) * lengths[index] > BATCH_TOKENS or len(batch) == BATCH_SAMPLES
+        if batch and (full or samples[index].downsample_mode != samples[batch[0]].downsample_mode):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def collate(samples: Sequence[Sample], prompts: bool, pad_id: int, device: Any) -> dict[str, Any]:
+    """Arguments of `model.forward` for samples of one mode: whole and right-padded, or prompts and left-padded.
+
+    input_ids [B, T]; attention_mask [B, T] with prompts only, as padding on the right needs none.
+    """
+    rows = [s.input_ids[0, : s.prompt_length] if prompts else s.input_ids[0] for s in samples]
+    length = max(row.numel() for row in rows)
+    ids = torch.full((len(rows), length), pad_id)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(length - row.numel(), None) if prompts else slice(0, row.numel())
+        ids[number, place] = row
+        mask[number, place] = 1
+    inputs: dict[str, Any] = {"input_ids": ids.to(device), "downsample_mode": samples[0].downsample_mode}
+    if prompts:
+        inputs["attention_mask"] = mask.to(device)
+    for name in IMAGE_INPUTS:
+        tensors = [sample.inputs[name] for sample in samples if name in sample.inputs]
+        if tensors:
+            # patches of all pictures lie along the last axis, their sizes along the first
+            inputs[name] = torch.cat(tensors, dim=-1 if name.startswith("pixel") else 0).to(device)
+    return inputs
+
+
+@torch.inference_mode()
+def hidden_states(model: Any, samples: Sequence[Sample], places: Sequence[Scored], tick: Tick) -> list[Tensor]:
+    """The final hidden state at every scored position of each sample: [P, hidden] in the model's dtype, on the CPU."""
+    states: list[Tensor] = [torch.empty(0)] * len(samples)
+    for batch in batches(samples, [sample.input_ids.shape[1] for sample in samples]):
+        inputs = collate([samples[i] for i in batch], prompts=False, pad_id=0, device=model.device)
+        output = model.model(**inputs, use_cache=False).last_hidden_state  # [B, T, hidden]
+        for row, index in enumerate(batch):
+            states[index] = output[row, places[index].positions.to(output.device)].cpu()
+        tick(len(batch))
+    return states
+
+
+@torch.inference_mode()
+def repeats_answer(model: Any, state: Tensor, place: Scored, stop_ids: set[int]) -> bool:
+    """Whether the model's own first choice repeats the given answer, token for token, stop token included.
+
+    Then greedy generation from the prompt meets the same inputs at each step and gives that very answer: no need to
+    run it. `state` [P, hidden] are the states at the scored positions.
+    """
+    targets = place.targets[place.answer]
+    if not targets.numel() or int(targets[-1]) not in stop_ids:
+        return False
+    logits = model.get_output_embeddings()(state[place.answer].to(model.device))
+    return torch.equal(logits.argmax(-1).cpu(), targets)
+
+
+@torch.inference_mode()
+def greedy(
+    model: Any, samples: Sequence[Sample], max_new_tokens: int, stop_ids: set[int], pad_id: int, tick: Tick
+) -> list[list[int]]:
+    """Greedy answers to the samples' prompts: token ids, the stop token and what follows it left out."""
+    answers: list[list[int]] = [[] for _ in samples]
+    for batch in batches(samples, [sample.prompt_length + max_new_tokens for sample in samples]):
+        inputs = collate([samples[i] for i in batch], prompts=True, pad_id=pad_id, device=model.device)
+        output = model.generate(
+            **inputs,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(stop_ids),
+            pad_token_id=pad_id,
+        )
+        for row, index in enumerate(batch):
+            new = output[row, inputs["input_ids"].shape[1] :].tolist()
+            stop = next((place for place, token in enumerate(new) if token in stop_ids), len(new))
+            answers[index] = new[:stop]
+        tick(len(batch))
+    return answers

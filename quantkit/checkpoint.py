@@ -346,6 +346,9 @@ def _side_files(root: Path) -> Iterator[Path]:
         allowed.append(root.resolve().parent.parent)  # the hub cache: links lead to blobs/ beside snapshots/
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        for name in folders:
+            if (Path(parent) / name).is_symlink():
+                logger.warning("%s: a link to a folder, not followed", Path(parent) / name)
         for name in names:
             path = Path(parent) / name
             if not _is_side_file(path, top=path.parent == root):

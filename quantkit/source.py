@@ -78,7 +78,7 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
     from huggingface_hub import constants, errors
 
     at = f" at revision {revision}" if revision else ""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    status = _status(error) or _status(error.__cause__)
     if isinstance(error, errors.GatedRepoError):
         return f"{repo}: gated; accept its terms on the hub, then `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -89,7 +89,14 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
         if constants.HF_HUB_OFFLINE:
             where = constants.HF_HUB_CACHE
             return f"{repo}{at}: not (completely) in the cache {where}, and HF_HUB_OFFLINE is set; unset it to download"
+        if status:
+            return f"{repo}{at}: not in the cache, and the hub answers with HTTP status {status}; try again later"
         return f"{repo}{at}: not in the cache, and the hub cannot be reached; check the network or give a local folder"
     if isinstance(error, OSError) and error.strerror:
         return f"{repo}{at}: the download stopped: {error.strerror}; see HF_HOME for where it is stored"
     return f"{repo}{at}: the download failed: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the HTTP status of the answer that an error is about, if it is about one."""
+    return getattr(getattr(error, "response", None), "status_code", None)

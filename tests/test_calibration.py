@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chats import chat, image_part, picture, text_part, user, write_mixed, write_rows
 from PIL import Image
 
 import quantkit
@@ -24,53 +25,9 @@ def processor():
     return load_processor(TINY)
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (64, 48)) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return str(path)
-
-
-def text_part(text: str) -> dict:
-    return {"type": "text", "text": text}
-
-
-def user(*parts: dict | str) -> dict:
-    return {"role": "user", "content": list(parts)}
-
-
-def chat(*parts: dict, answer: str = "It is blue.") -> list[dict]:
-    return [user(*parts), {"role": "assistant", "content": [text_part(answer)]}]
-
-
-def image_part(name: str) -> dict:
-    return {"type": "image", "image": name}
-
-
-def write_rows(path: Path, rows: list) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory) -> Path:
-    """24 text, 12 image, 6 images and 6 video conversations, in a folder with a manifest."""
-    folder = tmp_path_factory.mktemp("mixed")
-    for number in range(6):
-        picture(folder / "images" / f"{number}.png", seed=number, size=(64 + 16 * (number % 2), 64))
-    rows = []
-    for number in range(48):
-        modality = ("text", "image", "text", "images", "text", "image", "text", "video")[number % 8]
-        pictures = {
-            "text": [],
-            "image": [image_part(f"images/{number % 6}.png")],
-            "images": [image_part("images/0.png"), image_part("images/3.png")],
-            "video": [{"type": "video", "video": ["images/0.png", "images/2.png", "images/4.png"]}],
-        }[modality]
-        messages = chat(*pictures, text_part(f"What is number {number}?"), answer=f"Number {number}.")
-        rows.append({"id": f"m-{number:03}", "modality": modality, "language": "en", "messages": messages})
-    write_rows(folder / "manifest.jsonl", rows)
-    return folder
+    return write_mixed(tmp_path_factory.mktemp("mixed"))
 
 
 # ---- reading ----

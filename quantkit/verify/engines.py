@@ -29,7 +29,7 @@ def load_dequantized(folder: str | Path | Checkpoint, dtype: str = "float32", de
     """The reference architecture with the checkpoint's weights, dequantized where they are packed.
 
     Streams one tensor at a time into an uninitialized model of `dtype`, so it peaks at the model plus one tensor. Every
-    parameter must be there exactly once and in shape: `QuantkitError` names a tensor that is missing, unexpected or not.
+    parameter must be there once and in shape: `QuantkitError` names a tensor that is missing, unexpected or misshapen.
     """
     from transformers import AutoConfig, MiniCPMV4_6ForConditionalGeneration
     from transformers.initialization import no_init_weights
@@ -57,10 +57,12 @@ def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", d
             f"engine 'transformers': {checkpoint.quantization_method} weights need the package {package}; "
             f"run 'pip install {package}', or use the engine 'dequantized'"
         )
+    # the kernels are chosen for a device; without kernels there is nothing to choose, and no need for accelerate
+    place = {"device_map": device} if package else {}
     model = AutoModelForImageTextToText.from_pretrained(
-        str(checkpoint.path), dtype=_dtype(dtype), device_map=device, local_files_only=True, trust_remote_code=False
+        str(checkpoint.path), dtype=_dtype(dtype), local_files_only=True, trust_remote_code=False, **place
     )
-    return model.eval()
+    return model.eval() if package else model.to(device).eval()
 
 
 ENGINES: dict[str, Callable[..., Any]] = {"dequantized": load_dequantized, "transformers": load_transformers}
@@ -90,9 +92,9 @@ def _awq(checkpoint: Checkpoint) -> Weights:
         if name not in packed:
             yield name, checkpoint.load(name, check_finite=True)
     for linear in linears:
-        triple = [checkpoint.load(f"{linear}.{suffix}", check_finite=True) for suffix in awq.SUFFIXES]
+        qweight, qzeros, scales = (checkpoint.load(f"{linear}.{suffix}", check_finite=True) for suffix in awq.SUFFIXES)
         try:
-            yield f"{linear}.weight", awq.unpack(*triple, spec.bits, spec.group_size).dequantize()
+            yield f"{linear}.weight", awq.unpack(qweight, qzeros, scales, spec.bits, spec.group_size).dequantize()
         except QuantkitError as error:
             raise QuantkitError(f"{checkpoint.path}: {linear}: {error}") from error
 

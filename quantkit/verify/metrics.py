@@ -1,6 +1,6 @@
 """Metrics between two models' next-token distributions; pure functions.
 
-    KL(ref || cand) = sum_v p_ref(v) (log p_ref(v) - log p_cand(v)), in nats a token, from logits in float32.
+KL(ref || cand) = sum_v p_ref(v) (log p_ref(v) - log p_cand(v)), in nats a token, from logits in float32.
 """
 
 from __future__ import annotations

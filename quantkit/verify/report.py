@@ -6,8 +6,9 @@ Schema "1":
     reference, candidate   {name, path, fingerprint, bytes, quantization}
     data          {source, fingerprint, items, answers}
     options       engine, dtype, device, downsample_mode, max_tokens, samples, seed, max_new_tokens, generate
-    metrics       {modality: {"answer" | "text": {tokens, kl_mean, kl_p50, kl_p90, kl_p95, kl_p99, kl_max (nats a token),
-                  top1_agreement, perplexity_reference, perplexity_candidate} or null}}, modality "all" included
+    metrics       {modality: {"answer" | "text": {tokens, kl_mean, kl_p50, kl_p90, kl_p95, kl_p99, kl_max,
+                  top1_agreement, perplexity_reference, perplexity_candidate} or null}}, modality "all" included;
+                  KL in nats a token
     accuracy      {modality: {items, reference, candidate, same_text}}: shares of items; same_text: both models alike
     items         [{id, modality, downsample_mode, tokens, kl_mean, kl_answer_mean, answer, reference, candidate}]
     environment   versions, processor, cores; seconds  {stage: wall time}
@@ -64,7 +65,7 @@ class Report:
         return target
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a modality that has items, "all" last: the metrics at answer positions (at all text, without answers).
+        """One row a modality that has items, "all" last: metrics at answer positions (at all text, without answers).
 
         Keys: modality, items, positions ("answer" or "text"), the metrics' own, accuracy_reference, accuracy_candidate
         (None where no item states its answer).

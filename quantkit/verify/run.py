@@ -112,7 +112,9 @@ def verify(
         passes[stage] = _run(task, checkpoint, stage, tell)
     seconds["candidate"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    metrics = [_compare(passes["reference"], passes["candidate"], index, place) for index, place in enumerate(task.places)]
+    metrics = [
+        _compare(passes["reference"], passes["candidate"], index, place) for index, place in enumerate(task.places)
+    ]
     seconds["metrics"] = time.perf_counter() - clock
     return _report(task, checkpoints, str(data), passes, metrics, seconds)
 
@@ -232,8 +234,8 @@ def _compare(reference: Pass, candidate: Pass, index: int, place: forward.Scored
     parts = []
     for start in range(0, place.positions.numel(), chunk):
         rows = slice(start, start + chunk)
-        logits = [_logits(one.states[index][rows], one.head) for one in (reference, candidate)]
-        parts.append(token_metrics(*logits, place.targets[rows]))
+        first, second = (_logits(one.states[index][rows], one.head) for one in (reference, candidate))
+        parts.append(token_metrics(first, second, place.targets[rows]))
     return TokenMetrics.cat(parts)
 
 
@@ -280,7 +282,9 @@ def _positions(task: Task, metrics: list[TokenMetrics], members: list[int]) -> d
     return {"answer": summarize(whole[answer]), "text": summarize(whole)}
 
 
-def _accuracies(task: Task, texts: dict[str, list[str | None]], groups: dict[str, list[int]]) -> dict[str, dict[str, Any]]:
+def _accuracies(
+    task: Task, texts: dict[str, list[str | None]], groups: dict[str, list[int]]
+) -> dict[str, dict[str, Any]]:
     """Exact match of both models, by modality; a modality without a generated answer is left out."""
     result = {}
     for group, members in groups.items():

@@ -16,7 +16,9 @@ def to_table(report: Report) -> Table:
 
     rows = report.rows()
     positions = {row["positions"] for row in rows}
-    where = "the answers' tokens" if positions == {"answer"} else "all text tokens" if positions == {"text"} else "tokens"
+    where = (
+        "the answers' tokens" if positions == {"answer"} else "all text tokens" if positions == {"text"} else "tokens"
+    )
     table = Table(
         title=f"{report.candidate['name']} against {report.reference['name']}",
         caption=f"KL in nats a token over {where}; exact match and perplexity: reference → candidate",

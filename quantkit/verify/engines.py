@@ -59,7 +59,7 @@ def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", d
         )
     # the kernels are chosen for a device; without kernels there is nothing to choose, and no need for accelerate
     place = {"device_map": device} if package else {}
-    model = AutoModelForImageTextToText.from_pretrained(
+    model: Any = AutoModelForImageTextToText.from_pretrained(
         str(checkpoint.path), dtype=_dtype(dtype), local_files_only=True, trust_remote_code=False, **place
     )
     return model.eval() if package else model.to(device).eval()

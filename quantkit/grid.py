@@ -4,9 +4,9 @@ A row of a weight is cut into groups of ``group_size`` input channels. Each grou
 
     w ~ (code - zero) * scale,        0 <= code, zero < 2^bits,
 
-so the grid always holds zero exactly. ``symmetric`` fixes the zero point to ``2^(bits - 1)``. Scales are rounded to
-the dtype they are stored in (float16) *before* codes are chosen, so nothing is rounded a second time when a format
-packs them. This is the uniform affine quantizer of Jacob et al. (arXiv:1712.05877) with the range of AWQ
+so the grid always holds zero exactly. ``symmetric`` fixes the zero point to ``2^(bits - 1)``. Scales are rounded
+*before* codes are chosen, to numbers that bfloat16 and (normal) float16 both hold: formats store float16, and vLLM
+rounds what it reads to bfloat16 when the model runs in it; so every runtime sees the grid that the search chose. This is the uniform affine quantizer of Jacob et al. (arXiv:1712.05877) with the range of AWQ
 (arXiv:2306.00978).
 """
 
@@ -94,7 +94,7 @@ def grid_of(span: Range, spec: GridSpec) -> tuple[Tensor, Tensor]:
         scales = torch.maximum(-span.low / half, span.high / (half - 1))
     else:
         scales = (span.high - span.low) / spec.max_code
-    stored = scales.clamp(min=SMALLEST_SCALE).to(SCALE_DTYPE)
+    stored = scales.clamp(min=SMALLEST_SCALE).to(torch.bfloat16).to(SCALE_DTYPE)
     if not torch.isfinite(stored).all():
         raise QuantkitError("a weight's range overflows the float16 scale of the format; keep that layer with --keep")
     if spec.symmetric:

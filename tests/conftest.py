@@ -1,0 +1,53 @@
+"""Small checkpoints and data that the tests share. Everything is made here; nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of tiny's shapes with random weights, and tiny's own tokenizer and processor."""
+    from make_checkpoint import make_checkpoint
+
+    folder = tmp_path_factory.mktemp("random") / "model"
+    make_checkpoint("small", folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve conversations: pictures of noise, square and wide, two at once, and plain text."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("calibration")
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(12):
+        pictures = (1, 2, 0)[number % 3]
+        parts = []
+        for picture in range(pictures):
+            name = f"images/{number}-{picture}.png"
+            size = (112, 112 + 56 * (number % 2), 3)
+            Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+            parts.append({"type": "image", "image": name})
+        words = " ".join(f"word{value}" for value in random.integers(0, 99, 12))
+        question = {"role": "user", "content": [*parts, {"type": "text", "text": f"What is {words}?"}]}
+        answer = {"role": "assistant", "content": [{"type": "text", "text": f"It is {words[::-1]}."}]}
+        modality = ("image", "images", "text")[number % 3]
+        lines.append({"id": f"c{number}", "modality": modality, "language": "en", "messages": [question, answer]})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

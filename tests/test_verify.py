@@ -145,6 +145,7 @@ def test_summary_by_hand():
     assert summary["kl_max"] == pytest.approx(4.4)
     assert summary["top1_agreement"] == pytest.approx(0.6)
     assert (summary["perplexity_reference"], summary["perplexity_candidate"]) == pytest.approx((2.0, 4.0))
+    assert math.isfinite(summarize(TokenMetrics(kl, kl > 0, nll, 4000 * nll))["perplexity_candidate"])
     assert summarize(TokenMetrics(kl[:0], kl[:0] > 0, kl[:0], kl[:0])) is None
 
 
@@ -415,6 +416,7 @@ def test_report_is_complete_json_and_a_table(tmp_path, asked, quantized):
     assert written["candidate"]["quantization"]["quant_method"] == "awq"
     assert written["reference"]["fingerprint"] != written["candidate"]["fingerprint"]
     assert written["options"]["dtype"] == "float32"
+    assert (written["data"]["available"], written["data"]["items"], written["data"]["answers"]) == (16, 8, 8)
     assert set(written["environment"]) >= {"torch", "transformers", "quantkit", "processor", "cores"}
     assert {item["downsample_mode"] for item in written["items"]} == {"16x", "4x"}
     rows = report.rows()

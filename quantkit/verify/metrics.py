@@ -27,6 +27,13 @@ class TokenMetrics:
     def __getitem__(self, mask: Tensor) -> TokenMetrics:
         return TokenMetrics(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
+    def split(self, lengths: Sequence[int]) -> list[TokenMetrics]:
+        columns = [getattr(self, name).split(list(lengths)) for name in self.__dataclass_fields__]
+        return [TokenMetrics(*parts) for parts in zip(*columns, strict=True)]
+
+    def cpu(self) -> TokenMetrics:
+        return TokenMetrics(*(getattr(self, name).cpu() for name in self.__dataclass_fields__))
+
     @staticmethod
     def cat(parts: Sequence[TokenMetrics]) -> TokenMetrics:
         names = TokenMetrics.__dataclass_fields__
@@ -61,9 +68,14 @@ def summarize(metrics: TokenMetrics) -> dict[str, float | int] | None:
         **{f"kl_{name}": quantile(kl, q) for name, q in QUANTILES.items()},
         "kl_max": float(kl.max()),
         "top1_agreement": float(metrics.agree.double().mean()),
-        "perplexity_reference": math.exp(float(metrics.nll_reference.double().mean())),
-        "perplexity_candidate": math.exp(float(metrics.nll_candidate.double().mean())),
+        "perplexity_reference": perplexity(metrics.nll_reference),
+        "perplexity_candidate": perplexity(metrics.nll_candidate),
     }
+
+
+def perplexity(nll: Tensor) -> float:
+    """exp of the mean surprise [P] in nats; a ruined model's is capped at e^700, the end of float64."""
+    return math.exp(min(float(nll.double().mean()), 700.0))
 
 
 def quantile(values: Tensor, q: float) -> float:

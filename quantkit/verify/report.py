@@ -4,7 +4,7 @@ Schema "1":
 
     schema        "1"
     reference, candidate   {name, path, fingerprint, bytes, quantization}
-    data          {source, fingerprint, items, answers}
+    data          {source, available, items, answers, fingerprint}: available, what the source holds; items, what ran
     options       engine, dtype, device, downsample_mode, max_tokens, samples, seed, max_new_tokens, generate
     metrics       {modality: {"answer" | "text": {tokens, kl_mean, kl_p50, kl_p90, kl_p95, kl_p99, kl_max,
                   top1_agreement, perplexity_reference, perplexity_candidate} or null}}, modality "all" included;

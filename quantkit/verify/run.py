@@ -26,22 +26,23 @@ from quantkit.verify.report import Report, environment
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-LOGIT_ELEMENTS = 1 << 25  # of one model's logits at a time: 128 MiB in float32
+LOGIT_ELEMENTS = 1 << 26  # of one model's logits at a time: 256 MiB in float32
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
     """What decides the figures, besides the two models and the data."""
 
-    engine: str = "dequantized"  # of the candidate; the reference runs as it is
-    samples: int | None = None
-    max_tokens: int = 2048
-    downsample_mode: str = "16x"
-    max_slice_nums: int | None = None
-    seed: int = 0
-    dtype: str = "float32"
+    # "dequantized": our reading of the weights in the reference architecture; "transformers": the real kernels
+    engine: str = "dequantized"
+    samples: int | None = None  # None: every item
+    max_tokens: int = 2048  # an item longer than that is left out
+    downsample_mode: str = "16x"  # "16x", "4x", or "both" (alternating within each modality)
+    max_slice_nums: int | None = None  # None: the processor's own
+    seed: int = 0  # of the selection
+    dtype: str = "float32"  # "float32" shows quantization alone; in "bfloat16" its own rounding is added
     device: str = "cpu"
-    generate: bool = True
+    generate: bool = True  # answers, for exact match
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:
@@ -78,33 +79,23 @@ def verify(
     candidate: str | Path,
     data: str | Path = "heldout",
     *,
-    engine: str = "dequantized",
-    samples: int | None = None,
-    max_tokens: int = 2048,
-    downsample_mode: str = "16x",
-    max_slice_nums: int | None = None,
-    seed: int = 0,
-    dtype: str = "float32",
-    device: str = "cpu",
-    generate: bool = True,
-    max_new_tokens: int = 32,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Report:
     """Measure what `candidate` lost against `reference` on the conversations of `data`.
 
-    Both are a folder, a hub id or "tiny"; `data` is what `load_conversations` takes. `engine` runs the candidate:
-    "dequantized" (our reading of its weights in the reference architecture) or "transformers" (the real kernels).
-    `progress` is told (stage, items done, items in all). Raises `QuantkitError` for input it cannot work with.
+    Both are a folder, a hub id or "tiny"; `data` is what `load_conversations` takes. `options` are the fields of
+    `VerifyOptions`: `engine`, `samples`, `dtype` and so on. `progress` is told (stage, items done, items in all), the
+    stages being "reference" and "candidate". Raises `QuantkitError` for input it cannot work with.
     """
-    options = VerifyOptions(
-        engine, samples, max_tokens, downsample_mode, max_slice_nums, seed, dtype, device, generate, max_new_tokens
-    )
+    settings = VerifyOptions(**options)
     tell = progress or (lambda stage, done, total: None)
     checkpoints = {"reference": open_checkpoint(reference), "candidate": open_checkpoint(candidate)}
     _check_compatible(*checkpoints.values())
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
-    task = _task(load_conversations(data), checkpoints["reference"], options)
+    conversations = load_conversations(data)
+    task = _task(conversations, checkpoints["reference"], settings)
     passes = {}
     for stage, checkpoint in checkpoints.items():
         seconds["prepare" if stage == "reference" else "reference"] = time.perf_counter() - clock
@@ -112,11 +103,10 @@ def verify(
         passes[stage] = _run(task, checkpoint, stage, tell)
     seconds["candidate"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    metrics = [
-        _compare(passes["reference"], passes["candidate"], index, place) for index, place in enumerate(task.places)
-    ]
+    metrics = _compare(passes["reference"], passes["candidate"], task.places, settings.device)
     seconds["metrics"] = time.perf_counter() - clock
-    return _report(task, checkpoints, str(data), passes, metrics, seconds)
+    source = {"source": str(data), "available": len(conversations)}
+    return _report(task, checkpoints, source, passes, metrics, seconds)
 
 
 def _check_compatible(reference: Checkpoint, candidate: Checkpoint) -> None:
@@ -186,7 +176,7 @@ def _run(task: Task, checkpoint: Checkpoint, stage: str, tell: Progress) -> Pass
     tell(stage, 0, total)
     states = forward.hidden_states(model, task.samples, task.places, tick)
     texts = _answers(model, task, states, asked, engine, tick)
-    head = model.get_output_embeddings().weight.detach().cpu().clone()
+    head = model.get_output_embeddings().weight.detach().cpu()  # keeps this one tensor of the model
     del model
     gc.collect()
     _check_finite(states, task.samples, checkpoint)
@@ -228,15 +218,16 @@ def _check_finite(states: list[Tensor], samples: list[Sample], checkpoint: Check
 
 
 @torch.inference_mode()
-def _compare(reference: Pass, candidate: Pass, index: int, place: forward.Scored) -> TokenMetrics:
-    """The metrics of one item, a bounded number of logits at a time."""
-    chunk = max(1, LOGIT_ELEMENTS // reference.head.shape[0])
+def _compare(reference: Pass, candidate: Pass, places: list[forward.Scored], device: str) -> list[TokenMetrics]:
+    """The metrics of each item, a bounded number of logits at a time."""
+    states = [torch.cat(one.states) for one in (reference, candidate)]  # [all P, hidden]
+    heads = [one.head.to(device) for one in (reference, candidate)]
+    targets = torch.cat([place.targets for place in places])
     parts = []
-    for start in range(0, place.positions.numel(), chunk):
-        rows = slice(start, start + chunk)
-        first, second = (_logits(one.states[index][rows], one.head) for one in (reference, candidate))
-        parts.append(token_metrics(first, second, place.targets[rows]))
-    return TokenMetrics.cat(parts)
+    for rows in torch.arange(len(targets)).split(max(1, LOGIT_ELEMENTS // heads[0].shape[0])):
+        first, second = (_logits(state[rows].to(device), head) for state, head in zip(states, heads, strict=True))
+        parts.append(token_metrics(first, second, targets[rows].to(device)).cpu())
+    return TokenMetrics.cat(parts).split([place.targets.numel() for place in places])
 
 
 def _logits(state: Tensor, head: Tensor, rows: int = 1 << 14) -> Tensor:
@@ -248,7 +239,7 @@ def _logits(state: Tensor, head: Tensor, rows: int = 1 << 14) -> Tensor:
 def _report(
     task: Task,
     checkpoints: dict[str, Checkpoint],
-    source: str,
+    source: dict[str, Any],
     passes: dict[str, Pass],
     metrics: list[TokenMetrics],
     seconds: dict[str, float],
@@ -262,7 +253,7 @@ def _report(
         reference=models["reference"],
         candidate=models["candidate"],
         data={
-            "source": source,
+            **source,
             "fingerprint": samples_fingerprint(task.samples),
             "items": len(task.samples),
             "answers": sum(answer is not None for answer in task.answers),

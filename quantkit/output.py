@@ -6,7 +6,7 @@ one in a single step where the system can (Linux renameat2). Names of the hidden
     .NAME.partial-OWNER   being written, or being deleted: rubbish once its owner is dead
     .NAME.previous-OWNER  the old folder during the two renames of a system without exchange: always complete
 
-OWNER is `host-boot-pid-start`, so that a later run can tell a dead process from one that still writes, after a reboot
+OWNER is `host-boot-pid-start-number`: a later run can tell a dead process from one that still writes, after a reboot
 and after the pid was given to another process as well. SIGKILL leaves such folders behind; the next run with the same
 target puts a previous one back where the target is missing, and deletes the rest.
 """
@@ -14,6 +14,7 @@ target puts a previous one back where the target is missing, and deletes the res
 import ctypes
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 MAX_SHARD_BYTES = 5_000_000_000
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STOPS = ("SIGTERM", "SIGHUP")
+_numbers = itertools.count()
 _RENAME_NOREPLACE, _RENAME_EXCHANGE, _AT_FDCWD = 1, 2, -100
 
 
@@ -54,7 +56,12 @@ def check_target(target: str | Path, overwrite: bool = False, source: Path | Non
     path = Path(os.path.abspath(Path(target).expanduser()))
     if source is not None:
         _check_apart(path, source)
-    if path.parent.is_dir():
+    parent = _nearest_existing(path.parent)
+    if not os.path.isdir(parent):
+        raise QuantkitError(f"{path}: {parent} is not a folder; choose another --out")
+    if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
+        raise QuantkitError(f"{path}: cannot write into {parent}; change its permissions or choose another --out")
+    if parent == path.parent:
         _recover(path)
     if path.is_symlink():
         raise QuantkitError(f"{path}: a link; give the folder that it leads to, or another --out")
@@ -64,11 +71,6 @@ def check_target(target: str | Path, overwrite: bool = False, source: Path | Non
         raise QuantkitError(f"{path}: is there already; add --overwrite to replace it, or choose another --out")
     if path.exists():
         _check_replaceable(path)
-    parent = _nearest_existing(path.parent)
-    if not parent.is_dir():
-        raise QuantkitError(f"{path}: {parent} is not a folder; choose another --out")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise QuantkitError(f"{path}: cannot write into {parent}; change its permissions or choose another --out")
     return path
 
 
@@ -89,7 +91,7 @@ def atomic_output(target: str | Path, overwrite: bool = False, source: Path | No
     QuantkitError. Everything is synced to the disk before the target's name changes.
     """
     path = check_target(target, overwrite, source)
-    partial = path.parent / f".{path.name}.partial-{_owner()}"
+    partial = _hidden(path, "partial")
     with _stopped_by_signals(), _disk_errors(path):
         try:
             _make(partial)
@@ -128,7 +130,7 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _nearest_existing(path: Path) -> Path:
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:
         path = path.parent
     return path
 
@@ -158,7 +160,7 @@ def _put_in_place(partial: Path, path: Path, overwrite: bool) -> None:
 def _exchange(partial: Path, path: Path) -> None:
     """Swap the two folders' names, in one step where the system can."""
     if not _renameat2(partial, path, _RENAME_EXCHANGE):
-        previous = path.parent / f".{path.name}.previous-{_owner()}"
+        previous = _hidden(path, "previous")
         try:
             path.rename(previous)
             partial.rename(path)
@@ -185,7 +187,7 @@ def _renameat2(old: Path, new: Path, flags: int) -> bool:
 
 def _recover(path: Path) -> None:
     """Put back a previous folder whose target is missing, and delete what dead runs for this target left behind."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(partial|previous)-([0-9a-f]+-[0-9a-f]+-\d+-\d+)")
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(partial|previous)-([0-9a-f]+-[0-9a-f]+-\d+-\d+-\d+)")
     found = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
     left = [(entry, match[1]) for entry, match in found if match and _is_dead(entry, match[2])]
     for entry, kind in sorted(left, key=lambda item: item[1], reverse=True):  # "previous" first
@@ -195,19 +197,24 @@ def _recover(path: Path) -> None:
             continue
         logger.info("%s: left by an interrupted run, deleted", entry)
         if kind == "previous":  # a half-deleted folder must not look like a complete one
-            rubbish = path.parent / f".{path.name}.partial-{_owner()}"
+            rubbish = _hidden(path, "partial")
             entry.rename(rubbish)
             entry = rubbish
         _remove(entry)
 
 
 def _is_dead(entry: Path, owner: str) -> bool:
-    host, boot, pid, start = owner.split("-")
+    host, boot, pid, start, _ = owner.split("-")
     mine = _owner().split("-")
     if host != mine[0]:
         logger.warning("%s: left by a run on another host; delete it if that run is over", entry)
         return False
     return boot != mine[1] or _process_start(int(pid)) != start
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    """Return a name beside `path` that no other run, in this process or another, uses."""
+    return path.parent / f".{path.name}.{kind}-{_owner()}-{next(_numbers)}"
 
 
 def _owner() -> str:

@@ -35,7 +35,8 @@ errors = Console(stderr=True)
 MODEL, GRID, DATA, RUN = "Model", "Grid", "Calibration", "Run"
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", help="A folder, a hub id (openbmb/MiniCPM-V-4.6), or tiny.", rich_help_panel=MODEL)
+    str,
+    typer.Option("--model", "-m", help="A folder, a hub id (openbmb/MiniCPM-V-4.6), or tiny.", rich_help_panel=MODEL),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder to write. [default: ./MODEL-METHOD]", rich_help_panel=RUN)
@@ -51,7 +52,8 @@ Token = Annotated[
 ]
 Bits = Annotated[int, typer.Option(help="Bits a weight (this layout holds 4).", rich_help_panel=GRID)]
 GroupSize = Annotated[
-    int, typer.Option(help="Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", rich_help_panel=GRID)
+    int,
+    typer.Option(help="Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", rich_help_panel=GRID),
 ]
 Symmetric = Annotated[
     bool, typer.Option("--symmetric/--zero-point", help="Fixed or free zero point.", rich_help_panel=GRID)
@@ -90,10 +92,12 @@ Dtype = Annotated[
 ]
 ShardSize = Annotated[str, typer.Option(help="Largest weight file, as 5GB or 500MB.", rich_help_panel=RUN)]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an existing folder, once the new one is complete.", rich_help_panel=RUN)
+    bool,
+    typer.Option("--overwrite", help="Replace an existing folder, once the new one is complete.", rich_help_panel=RUN),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what would be done, sizes and memory; load nothing.", rich_help_panel=RUN)
+    bool,
+    typer.Option("--dry-run", help="Print what would be done, sizes and memory; load nothing.", rich_help_panel=RUN),
 ]
 SaveStats = Annotated[
     Path | None, typer.Option(help="Keep the calibration statistics in this folder.", rich_help_panel=DATA)
@@ -179,6 +183,50 @@ def rtn(
         max_shard_bytes=_parse_size(max_shard_size), overwrite=overwrite,
     )  # fmt: skip
     _run(options, dry_run)
+
+
+Reference = Annotated[str, typer.Argument(help="The unquantized model: a folder, a hub id, or tiny.", metavar="REF")]
+Candidate = Annotated[Path, typer.Argument(help="Folder of the quantized model.", metavar="QUANT")]
+Items = Annotated[int | None, typer.Option("--samples", min=1, help="Items to take, by modality. [default: all]")]
+Engine = Annotated[
+    str, typer.Option(help="dequantized: the file's weights in the reference model; transformers: the real kernels.")
+]
+VerifyDtype = Annotated[str, typer.Option(help="float32 shows quantization alone; bfloat16 adds its own rounding.")]
+
+
+@app.command(epilog="Example: quantkit verify tiny tiny-AWQ")
+def verify(
+    reference: Reference,
+    candidate: Candidate,
+    data: Annotated[
+        str, typer.Option(help="heldout, or anything --calib takes; answers are scored where given.")
+    ] = "heldout",
+    samples: Items = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longer items are left out.")] = 2048,
+    downsample_mode: Annotated[str, typer.Option(help="Visual token compression: 16x, 4x or both.")] = "16x",
+    max_slice_nums: Annotated[int | None, typer.Option(min=1, help="Most slices an image is cut into.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides which items are taken.")] = 0,
+    engine: Engine = "dequantized",
+    dtype: VerifyDtype = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    report: Annotated[Path | None, typer.Option(help="Where to write the report. [default: QUANT/report.json]")] = None,
+) -> None:
+    """Measure what a quantized model lost: both models' forward passes over held-out images, video and text.
+
+    Prints KL divergence, top-1 agreement, exact match and perplexity by modality, and writes report.json.
+    """
+    with console.status("loading torch and transformers"):
+        _quiet_libraries()
+        from quantkit.verify import to_table
+        from quantkit.verify import verify as run
+    with _progress() as progress:
+        result = run(
+            reference, candidate, data, progress=progress, samples=samples, max_tokens=max_tokens,
+            downsample_mode=downsample_mode, max_slice_nums=max_slice_nums, seed=seed, engine=engine, dtype=dtype,
+            device=device,
+        )  # fmt: skip
+    console.print(to_table(result))
+    console.print(f"report: {result.save(report or candidate)}", highlight=False, soft_wrap=True)
 
 
 def _options(**given: Any) -> QuantizeOptions:
@@ -296,8 +344,11 @@ def _print_outcome(outcome: Outcome) -> None:
         console.print("error: share of the output's energy over the calibration tokens", style="dim")
         console.print(f"calibrated on {outcome.samples} conversations, {outcome.tokens} tokens", highlight=False)
     seconds = ", ".join(f"{phase} {count:.1f} s" for phase, count in outcome.seconds.items())
-    console.print(f"{_megabytes(plan.bytes_before)} -> {_megabytes(outcome.bytes_after)} on disk; {seconds}", highlight=False)
+    console.print(
+        f"{_megabytes(plan.bytes_before)} -> {_megabytes(outcome.bytes_after)} on disk; {seconds}", highlight=False
+    )
     console.print(f"next: quantkit verify {outcome.source} {outcome.out}", highlight=False, soft_wrap=True)
+
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -89,9 +89,7 @@ def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, format_name: str
         elif name != HEAD or not model_map.tied:
             specs[name] = (_SAFETENSORS[dtype], list(checkpoint.shape(name)))
     memory = _memory(checkpoint, model_map, dtype, options)
-    return Plan(
-        model_map, spec, format_name, dtype, quantized, kept, along, specs, checkpoint.total_bytes, memory
-    )
+    return Plan(model_map, spec, format_name, dtype, quantized, kept, along, specs, checkpoint.total_bytes, memory)
 
 
 def _stored_dtype(checkpoint: Checkpoint, options: QuantizeOptions) -> str:

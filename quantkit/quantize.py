@@ -295,8 +295,9 @@ def _write_provenance(
         {
             "quantkit": quantkit.__version__,
             "source": {
-                "name": checkpoint.name if "/" not in checkpoint.name.lstrip("/") or checkpoint.revision else
-                Path(checkpoint.name).name,
+                "name": checkpoint.name
+                if "/" not in checkpoint.name.lstrip("/") or checkpoint.revision
+                else Path(checkpoint.name).name,
                 "revision": checkpoint.revision,
                 "fingerprint": checkpoint.fingerprint(),
             },

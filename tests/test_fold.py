@@ -44,9 +44,7 @@ def test_fold_changes_no_logit(loaded, group_name: str, layer: int, dtype: torch
     block = model_map.blocks[layer]
     group = next(group for group in block.groups if group.name == group_name)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    tensors = {
-        name.removeprefix(block.prefix): value for name, value in state.items() if name.startswith(block.prefix)
-    }
+    tensors = {name.removeprefix(block.prefix): value for name, value in state.items() if name.startswith(block.prefix)}
     originals = {name: value.clone() for name, value in tensors.items()}
     scale = torch.empty(group.feeder.channels).uniform_(-3, 3, generator=torch.Generator().manual_seed(1)).exp()
     fold(tensors, group, scale, dtype)

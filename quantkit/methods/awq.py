@@ -198,5 +198,4 @@ def _some_rows(weight: Tensor) -> Tensor:
     return weight[:: max(1, weight.shape[0] // _SEARCH_ROWS)]
 
 
-
 __all__ = ["ScaleSearch", "find_clip", "find_scale", "quantize"]

@@ -28,6 +28,16 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]  # stage, done, total
 LOGIT_ELEMENTS = 1 << 26  # of one model's logits at a time: 256 MiB in float32
 
+# what two configs must agree on for their models to be comparable
+SHARED_SETTINGS = (
+    ("architectures",),
+    ("model_type",),
+    ("text_config", "vocab_size"),
+    ("text_config", "hidden_size"),
+    ("image_token_id",),
+    ("video_token_id",),
+)
+
 
 @dataclass(frozen=True)
 class VerifyOptions:
@@ -111,7 +121,7 @@ def verify(
 
 def _check_compatible(reference: Checkpoint, candidate: Checkpoint) -> None:
     """Raise unless both configs describe one architecture over one vocabulary."""
-    for path in (("architectures",), ("model_type",), ("text_config", "vocab_size"), ("text_config", "hidden_size")):
+    for path in SHARED_SETTINGS:
         found = []
         for checkpoint in (reference, candidate):
             value: Any = checkpoint.config
@@ -127,6 +137,10 @@ def _check_compatible(reference: Checkpoint, candidate: Checkpoint) -> None:
 
 def _task(conversations: Sequence[Conversation], reference: Checkpoint, options: VerifyOptions) -> Task:
     processor = load_processor(reference.path)
+    for name in ("image_token_id", "video_token_id"):
+        stated, used = reference.config.get(name), getattr(processor, name)
+        if stated != used:
+            raise QuantkitError(f"{reference.path}: config.json's {name} is {stated}, its tokenizer's is {used}")
     prepared = prepare(
         conversations,
         processor,

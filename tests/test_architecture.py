@@ -1,0 +1,82 @@
+"""The rooms and their walls: imports go one way, and the command line starts without the heavy libraries."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "quantkit"
+
+# what each room may know of the others; modules of the standard library and of third parties are not listed
+ALLOWED = {
+    "errors": set(),
+    "model": {"errors"},
+    "grid": {"errors"},
+    "recipe": set(),
+    "source": {"errors"},
+    "tensorfile": {"errors"},
+    "output": {"errors", "tensorfile"},
+    "checkpoint": {"errors", "source", "tensorfile"},
+    "calibration": {"errors"},
+    "fold": {"model"},
+    "statistics": {"errors", "model", "checkpoint", "calibration"},
+    "stats_file": {"errors", "model", "output", "statistics", "tensorfile"},
+    "methods": {"fold", "grid", "model"},
+    "formats": {"errors", "grid"},
+    "plan": {"checkpoint", "errors", "formats", "grid", "model", "recipe"},
+    "verify": {"calibration", "checkpoint", "errors", "formats"},
+    "quantize": {
+        "calibration", "checkpoint", "errors", "fold", "formats", "grid", "methods", "model", "output", "plan",
+        "recipe", "statistics", "stats_file",
+    },
+    "cli": {"checkpoint", "errors", "plan", "quantize", "recipe", "verify"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}  # fmt: skip
+
+
+def _rooms_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "quantkit":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("quantkit.")}
+    return found - {"__version__"}
+
+
+def test_imports_go_one_way() -> None:
+    seen = set()
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE)
+        room = relative.parts[0].removesuffix(".py")
+        seen.add(room)
+        assert room in ALLOWED, f"{relative}: a new room; say in this test what it may know"
+        extra = _rooms_of(path) - ALLOWED[room] - {room}
+        assert not extra, f"{relative} must not import {sorted(extra)}"
+    assert seen == set(ALLOWED)
+
+
+def test_the_rules_have_no_cycle() -> None:
+    done: set[str] = set()
+    rooms = dict(ALLOWED)
+    while rooms:
+        ready = {room for room, known in rooms.items() if known <= done}
+        assert ready, f"a cycle among {sorted(rooms)}"
+        done |= ready
+        rooms = {room: known for room, known in rooms.items() if room not in ready}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['quantkit', '--help']\nfrom quantkit.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'pydantic'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in result.stdout
+    for command in ("awq", "rtn", "verify"):
+        assert command in result.stdout

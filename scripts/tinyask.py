@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from tinytext import COLOURS, COUNTS, SHAPES, SIDES, WORDS, ZH, a
 
+MOTIONS = ("left", "right", "up", "down")
+
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn object: `kind` is digit, shape or word; `x`, `y` its centre and `size` its side, in parts of the canvas."""
+    """One drawn object: `kind` is digit, shape or word; centre (`x`, `y`) and side (`size`) in parts of the canvas."""
 
     kind: str
     name: str
@@ -45,7 +47,7 @@ class Question:
 
 
 def english(thing: Thing) -> str:
-    """"a red star", "a blue 7", "the green word cat"."""
+    """ "a red star", "a blue 7", "the green word cat"."""
     return f"the {thing.colour} word {thing.name}" if thing.kind == "word" else f"{a(thing.colour)} {thing.name}"
 
 
@@ -86,12 +88,15 @@ def single_questions(thing: Thing) -> list[Question]:
     ]
     if thing.side in SIDES:
         where = f"It is {place(thing.side)}."
-        questions += [Question("where", "en", "Where is it?", where), Question("where", "zh", "它在哪里？", f"它在{ZH[thing.side]}。")]
+        questions += [
+            Question("where", "en", "Where is it?", where),
+            Question("where", "zh", "它在哪里？", f"它在{ZH[thing.side]}。"),
+        ]
     return questions
 
 
 def place(side: str) -> str:
-    """"on the left", "at the top"."""
+    """ "on the left", "at the top"."""
     return f"on the {side}" if side in ("left", "right") else f"at the {side}"
 
 
@@ -112,7 +117,8 @@ def presence_questions(things: tuple[Thing, ...], rng: random.Random) -> list[Qu
         other_colour, other_name = rng.choice(list(COLOURS)), rng.choice(SHAPES)
         colour, name = rng.choice(((other_colour, name), (colour, other_name), (other_colour, other_name)))
     there = (colour, name) in shapes
-    return [Question("yesno", "en", f"Is there {a(colour)} {name}?", "Yes, there is." if there else "No, there is not."),
+    answer = "Yes, there is." if there else "No, there is not."
+    return [Question("yesno", "en", f"Is there {a(colour)} {name}?", answer),
             Question("yesno", "zh", f"有{ZH[colour]}的{ZH[name]}吗？", "有。" if there else "没有。")]  # fmt: skip
 
 
@@ -135,7 +141,8 @@ def two_picture_questions(scene: Scene) -> list[Question]:
                       Question("images", "zh", "哪张图有数字？", f"第{zh}张。")]  # fmt: skip
     if first.kind == second.kind == "shape":
         same = first.name == second.name
-        questions += [Question("images", "en", "Are the two shapes the same?", "Yes, they are." if same else "No, they are not."),
+        answer = "Yes, they are." if same else "No, they are not."
+        questions += [Question("images", "en", "Are the two shapes the same?", answer),
                       Question("images", "zh", "两个形状一样吗？", "一样。" if same else "不一样。")]  # fmt: skip
     for thing, word, zh in ((first, "first", "一"), (second, "second", "二")):
         questions += [Question("images", "en", f"What is in the {word} picture?", sentence(english(thing))),
@@ -180,11 +187,13 @@ def phrases() -> list[str]:
     for index, (kind, name) in enumerate(names):
         for step in range(2):
             thing = Thing(kind, name, colours[(index + step) % len(colours)], 0.5, 0.5, 0.4, SIDES[(index + step) % 4])
-            other = Thing("shape", SHAPES[index % 6], colours[(index + 3) % 8], 0.5, 0.5, 0.4, SIDES[(index + step + 2) % 4])
+            other = Thing(
+                "shape", SHAPES[index % 6], colours[(index + 3) % 8], 0.5, 0.5, 0.4, SIDES[(index + step + 2) % 4]
+            )
             scenes = [Scene("single", "image", ((thing,),)), Scene("pair", "image", ((thing, other),)),
                       Scene("two_pictures", "images", ((thing,), (other,))),
                       Scene("trio", "image", ((thing, other, other),)),
-                      Scene("moving", "video", ((thing,), (thing,)), ("left", "right", "up", "down")[index % 4])]  # fmt: skip
+                      Scene("moving", "video", ((thing,), (thing,)), MOTIONS[index % 4])]  # fmt: skip
             if kind == "digit":
                 scenes.append(Scene("changing", "video", ((thing,), (thing,))))
             for scene in scenes:

@@ -11,12 +11,12 @@ from functools import cache
 
 import numpy as np
 import tinytext
-import torch
 import tinyworld
+import torch
 from tinyask import Question, Scene, questions
 from tinytext import COLOURS, SHAPES, SIDES, WORDS
 from torch import Tensor
-from transformers import TokenizersBackend
+from transformers import MiniCPMV4_6Processor, TokenizersBackend
 
 NAMES = [str(d) for d in range(10)] + list(SHAPES) + list(WORDS)
 HUES = list(COLOURS)
@@ -43,20 +43,26 @@ class Plan:
     sizes: tuple[tuple[int, int], ...] = ((tinyworld.SIDE, tinyworld.SIDE),)
 
 
+WEIGHTS = {"digit": 3.0, "shape": 3.0, "word": 4.0, "describe": 2.0, "side": 2.0, "where": 2.0, "count": 0.6}
+
+
 def pick_turns(scene: Scene, count: int, chinese: float, rng: random.Random) -> tuple[Question, ...]:
-    """Up to `count` different questions about the scene, no two with the same answer kind twice over."""
-    asked = questions(scene, rng)
-    rng.shuffle(asked)
-    weight = {"zh": chinese, "en": 1 - chinese}
-    asked.sort(key=lambda q: -weight[q.language] * rng.random() ** 0.5)
-    return tuple(asked[:count])
+    """Up to `count` different questions about the scene, each in Chinese with the given probability."""
+    asked, turns = questions(scene, rng), []
+    while asked and len(turns) < count:
+        language = "zh" if rng.random() < chinese else "en"
+        fitting = [q for q in asked if q.language == language] or asked
+        turn = rng.choices(fitting, [WEIGHTS.get(q.task, 1.5) for q in fitting])[0]
+        turns.append(turn)
+        asked.remove(turn)
+    return tuple(turns)
 
 
 def draw_samples(split: str, plan: Plan, rng: random.Random) -> list[Sample]:
     """A list of samples of one split."""
     bank, samples = tinyworld.digit_bank(split), []
+    size = rng.choice(plan.sizes)  # one size a batch
     for _ in range(plan.samples):
-        size = rng.choice(plan.sizes)
         frames, scene = tinyworld.draw_scene(tinyworld.random_scene(rng, plan.layouts), bank, rng, size)
         samples.append(Sample(scene, tuple(frames), pick_turns(scene, plan.turns, plan.chinese, rng)))
     return samples
@@ -65,6 +71,23 @@ def draw_samples(split: str, plan: Plan, rng: random.Random) -> list[Sample]:
 def pixels(frames: list[np.ndarray]) -> Tensor:
     """Equal frames as the processor normalises them: [N, 3, H, W] float32 in -1 to 1."""
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float().mul_(2 / 255).sub_(1.0)
+
+
+def pieces(processor: MiniCPMV4_6Processor, samples: list[Sample], mode: str) -> tuple[list[Tensor], str]:
+    """What the real processor makes of equal single pictures of any size: a batch [N, 3, H, W] an overview or slice,
+    and the placeholders (the same for all, since the size is)."""
+    images = [torch.from_numpy(s.frames[0]).permute(2, 0, 1) for s in samples]
+    done = processor.image_processor(images, downsample_mode=mode, return_tensors="pt")
+    divisor, first = (4 if mode == "4x" else 16), done["num_patches_per_image"][0]
+    visual = processor.replace_image_token(done, image_idx=0, image_token_divisor=divisor)
+    parts, sizes = [], done["target_sizes"][:first].tolist()
+    rows = done["pixel_values"][0].view(3, 14, len(samples), -1, 14).permute(2, 3, 0, 1, 4)  # [N, patches, 3, 14, 14]
+    start = 0
+    for height, width in sizes:
+        part = rows[:, start : start + height * width].reshape(len(samples), height, width, 3, 14, 14)
+        parts.append(part.permute(0, 3, 1, 4, 2, 5).reshape(len(samples), 3, height * 14, width * 14))
+        start += height * width
+    return parts, f"<image_id>0</image_id>{visual}"
 
 
 class Encoder:
@@ -83,12 +106,13 @@ class Encoder:
             return f"<image_id>0</image_id>{one * frames}"
         return "".join(f"<image_id>{i}</image_id>{one}" for i in range(frames))
 
-    def row(self, sample: Sample, tokens: int) -> tuple[list[int], list[int]]:
-        """Ids and labels of one conversation."""
+    def row(self, sample: Sample, tokens: int, visual: str | None = None) -> tuple[list[int], list[int]]:
+        """Ids and labels of one conversation; `visual` replaces the placeholders of plain 112-pixel pictures."""
         ids: list[int] = []
         labels: list[int] = []
         for index, asked in enumerate(sample.turns):
-            head = self.visual(sample.scene.modality, len(sample.frames), tokens) if index == 0 else ""
+            head = visual or self.visual(sample.scene.modality, len(sample.frames), tokens)
+            head = head if index == 0 else ""
             prompt = [*self.piece("<|im_start|>user\n" + head), *self.piece(asked.text),
                       *self.piece("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")]  # fmt: skip
             answer = [*self.piece(asked.answer), *self.piece("<|im_end|>")]
@@ -97,8 +121,8 @@ class Encoder:
         return ids, labels
 
     def stack(self, rows: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-        """Right-pad rows to a multiple of 64 (the chunk of the recurrent layers): ids and labels [B, T]."""
-        length = -(-max(len(ids) for ids, _ in rows) // 64) * 64
+        """Right-pad rows: ids and labels [B, T]."""
+        length = max(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), length), self.pad)
         labels = torch.full((len(rows), length), IGNORE)
         for i, (row, label) in enumerate(rows):

@@ -17,7 +17,7 @@ GRID = 14  # side of the learned position grid
 
 
 def build(config: MiniCPMV4_6Config, seed: int) -> MiniCPMV4_6ForConditionalGeneration:
-    """A fresh float32 model: fan-in initialisation everywhere, norm weights spread well away from their neutral value."""
+    """A fresh float32 model: fan-in initialisation, norm weights spread well away from their neutral value."""
     torch.manual_seed(seed)
     model = MiniCPMV4_6ForConditionalGeneration._from_config(config, dtype=torch.float32)
     depth = {"vision_tower": 10, "language_model": 8}
@@ -95,10 +95,14 @@ def vision(model: nn.Module, grid: PositionGrid | None, pictures: Tensor, mode: 
             x = merge_windows(tower.vit_merger, x, height, width)
             height, width = height // 2, width // 2
     merger = model.model.merger.mlp[0]
-    return merger(blocks(tower.post_layernorm(x), height, width).flatten(2).flatten(0, 1)).view(len(x), -1, merger.linear_2.out_features)
+    return merger(blocks(tower.post_layernorm(x), height, width).flatten(2).flatten(0, 1)).view(
+        len(x), -1, merger.linear_2.out_features
+    )
 
 
-def answer_loss(model: nn.Module, ids: Tensor, labels: Tensor, tokens: Tensor | None, visual_id: tuple[int, int]) -> Tensor:
+def answer_loss(
+    model: nn.Module, ids: Tensor, labels: Tensor, tokens: Tensor | None, visual_id: tuple[int, int]
+) -> Tensor:
     """Cross-entropy over the labelled positions of right-padded conversations.
 
     ids, labels: [B, T] int64 (labels -100 where nothing is asked; labels[t] is the token at t); tokens: the visual
@@ -115,7 +119,9 @@ def answer_loss(model: nn.Module, ids: Tensor, labels: Tensor, tokens: Tensor | 
     return F.cross_entropy(logits, labels[:, 1:][asked])
 
 
-def answers_right(model: nn.Module, ids: Tensor, labels: Tensor, tokens: Tensor | None, visual_id: tuple[int, int]) -> Tensor:
+def answers_right(
+    model: nn.Module, ids: Tensor, labels: Tensor, tokens: Tensor | None, visual_id: tuple[int, int]
+) -> Tensor:
     """Whether every labelled token of a row is the model's first choice: [B] bool (arguments as `answer_loss`)."""
     text = model.model.language_model
     embeds = text.embed_tokens(ids)

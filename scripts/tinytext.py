@@ -65,9 +65,15 @@ def counting(rng: random.Random) -> str:
 def story(rng: random.Random) -> str:
     """Three or four short sentences about a person, an animal, a place and a thing."""
     name, other = rng.sample(NAMES, 2)
-    animal, place, thing, colour = rng.choice(ANIMALS), rng.choice(PLACES), rng.choice(THINGS), rng.choice(list(COLOURS))
+    animal, place, thing, colour = (
+        rng.choice(ANIMALS),
+        rng.choice(PLACES),
+        rng.choice(THINGS),
+        rng.choice(list(COLOURS)),
+    )
     opening = rng.choice((
-        f"{name} has {a(colour)} {thing}.", f"{name} went to the {place}.", f"One day {name} saw {a(animal)} in the {place}.",
+        f"{name} has {a(colour)} {thing}.", f"{name} went to the {place}.",
+        f"One day {name} saw {a(animal)} in the {place}.",
     ))  # fmt: skip
     middle = rng.choice((
         f"The {animal} took the {thing} and ran to the {place}.", f"{name} met {other} near the {place}.",
@@ -85,7 +91,8 @@ def zh_story(rng: random.Random) -> str:
     name, animal, place = rng.choice(ZH_NAMES), rng.choice(ZH_ANIMALS), rng.choice(ZH_PLACES)
     colour, shape = ZH[rng.choice(list(COLOURS))], ZH[rng.choice(SHAPES)]
     return rng.choice((
-        f"{name}在{place}看见一只{colour}的{animal}。{animal}很高兴。", f"{name}去{place}。那里有一个{colour}的{shape}。",
+        f"{name}在{place}看见一只{colour}的{animal}。{animal}很高兴。",
+        f"{name}去{place}。那里有一个{colour}的{shape}。",
         f"今天{name}和{animal}在{place}。他们很高兴。",
     ))  # fmt: skip
 
@@ -126,7 +133,8 @@ def chat_fact(rng: random.Random) -> list[Message]:
         (f"Which day comes after {DAYS[i]}?", f"It is {DAYS[(i + 1) % 7]}."),
         (f"Which month comes after {MONTHS[i]}?", f"It is {MONTHS[i + 1]}."),
         (f"What is {x} + {y}?", f"It is {x + y}."), (f"{x} + {y} 等于几？", f"等于{x + y}。"),
-        (f"How do you say {colour} in Chinese?", f"{ZH[colour]}。"), (f"How do you say {shape} in Chinese?", f"{ZH[shape]}。"),
+        (f"How do you say {colour} in Chinese?", f"{ZH[colour]}。"),
+        (f"How do you say {shape} in Chinese?", f"{ZH[shape]}。"),
         (f"{ZH[colour]}用英文怎么说？", f"{colour}."),
     ))  # fmt: skip
     return [turn("user", question), turn("assistant", answer)]
@@ -140,8 +148,14 @@ def chat_story(rng: random.Random) -> list[Message]:
     return [turn("user", f"Tell a story. It starts like this: {text.split('.')[0]}."), turn("assistant", text)]
 
 
-WEATHER_TOOL = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a place.",
-                "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]}}}  # fmt: skip
+WEATHER_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a place.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+    },
+}
 ADD_TOOL = {"type": "function", "function": {"name": "add", "description": "Adds two numbers.",
             "parameters": {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "integer"}},
                            "required": ["x", "y"]}}}  # fmt: skip

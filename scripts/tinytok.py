@@ -84,7 +84,9 @@ def make_processor(seed: int = 0) -> MiniCPMV4_6Processor:
     tokenizer = make_tokenizer(seed)
     return MiniCPMV4_6Processor(
         image_processor=MiniCPMV4_6ImageProcessor(**pictures),
-        video_processor=MiniCPMV4_6VideoProcessor(**{**pictures, "max_slice_nums": 1}, max_num_frames=8, stack_frames=1),
+        video_processor=MiniCPMV4_6VideoProcessor(
+            **{**pictures, "max_slice_nums": 1}, max_num_frames=8, stack_frames=1
+        ),
         tokenizer=tokenizer,
         chat_template=tokenizer.chat_template,
     )

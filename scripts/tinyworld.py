@@ -32,7 +32,7 @@ def digit_bank(split: str) -> dict[str, list[tuple[str, np.ndarray]]]:
     """The digits of one split: digit -> list of (source id, 8 x 8 uint8 of 0 to 255)."""
     data = load_digits()
     bank: dict[str, list[tuple[str, np.ndarray]]] = {str(d): [] for d in range(10)}
-    for index, (pixels, digit) in enumerate(zip(data.images, data.target)):
+    for index, (pixels, digit) in enumerate(zip(data.images, data.target, strict=True)):
         if digit_split(pixels) == split:
             bank[str(digit)].append((f"load_digits:{index}", np.minimum(pixels * 16, 255).astype(np.uint8)))
     return bank
@@ -78,7 +78,10 @@ def shape_mask(name: str, size: int, rng: random.Random) -> Image.Image:
     elif name == "triangle":
         corners = [(0.0, -0.95), (0.9, 0.75), (-0.9, 0.75)]
     elif name == "star":
-        corners = [((1.0, 0.42)[i % 2] * math.sin(i * math.pi / 5), -(1.0, 0.42)[i % 2] * math.cos(i * math.pi / 5)) for i in range(10)]
+        corners = [
+            ((1.0, 0.42)[i % 2] * math.sin(i * math.pi / 5), -(1.0, 0.42)[i % 2] * math.cos(i * math.pi / 5))
+            for i in range(10)
+        ]
     else:
         w = rng.uniform(0.26, 0.34)
         corners = [(-w, -0.95), (w, -0.95), (w, -w), (0.95, -w), (0.95, w), (w, w), (w, 0.95), (-w, 0.95), (-w, w),
@@ -107,7 +110,9 @@ def background(height: int, width: int, avoid: set[str], rng: random.Random) -> 
     style = rng.randrange(3)
     if style == 1:
         dx, dy = rng.uniform(-22, 22), rng.uniform(-22, 22)
-        canvas += (np.linspace(-dx, dx, width)[None, :, None] + np.linspace(-dy, dy, height)[:, None, None]).astype(np.float32)
+        canvas += (np.linspace(-dx, dx, width)[None, :, None] + np.linspace(-dy, dy, height)[:, None, None]).astype(
+            np.float32
+        )
     elif style == 2:
         canvas += noise.normal(0, rng.uniform(2, 12), (height, width, 1)).astype(np.float32)
     return canvas
@@ -200,7 +205,9 @@ def scene_single(rng: random.Random, kind: str | None = None) -> Scene:
     else:
         side = rng.choice(("left", "right", "top", "bottom"))
         x, y = CENTRES[side]
-        thing = random_thing(rng, kind, jitter(rng, x, 0.04), jitter(rng, y, 0.04), size_for(kind, rng, 0.32, 0.42), side)
+        thing = random_thing(
+            rng, kind, jitter(rng, x, 0.04), jitter(rng, y, 0.04), size_for(kind, rng, 0.32, 0.42), side
+        )
     return Scene("single", "image", ((thing,),))
 
 
@@ -212,19 +219,27 @@ def scene_pair(rng: random.Random) -> Scene:
         x, y = CENTRES[side]
         kind = rng.choices(("digit", "shape"), (0.45, 0.55))[0]
         free = tuple(c for c in COLOURS if not things or c != things[0].colour)
-        things.append(random_thing(rng, kind, jitter(rng, x, 0.03), jitter(rng, y, 0.03), size_for(kind, rng, 0.34, 0.44), side, free))
+        things.append(
+            random_thing(
+                rng, kind, jitter(rng, x, 0.03), jitter(rng, y, 0.03), size_for(kind, rng, 0.34, 0.44), side, free
+            )
+        )
     return Scene("pair", "image", (tuple(things),))
 
 
 def scene_trio(rng: random.Random) -> Scene:
     """Three shapes in three corners."""
     corners = rng.sample([(0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)], 3)
-    things = tuple(random_thing(rng, "shape", jitter(rng, x, 0.03), jitter(rng, y, 0.03), rng.uniform(0.3, 0.42)) for x, y in corners)
+    things = tuple(
+        random_thing(rng, "shape", jitter(rng, x, 0.03), jitter(rng, y, 0.03), rng.uniform(0.3, 0.42))
+        for x, y in corners
+    )
     return Scene("trio", "image", (things,))
 
 
 def scene_images(rng: random.Random) -> Scene:
     """Two pictures with one thing each: a digit and a shape, or two shapes that are the same half of the time."""
+
     def one(kind: str, name: str | None = None) -> Thing:
         thing = random_thing(rng, kind, jitter(rng, 0.5, 0.08), jitter(rng, 0.5, 0.08), size_for(kind, rng, 0.4, 0.7))
         return replace(thing, name=name or thing.name)
@@ -247,7 +262,10 @@ def scene_video(rng: random.Random) -> Scene:
         steps = [0.22 + 0.56 * i / (length - 1) for i in range(length)]
         if motion in ("left", "up"):
             steps.reverse()
-        frames = [(replace(thing, x=s, y=other) if motion in ("left", "right") else replace(thing, x=other, y=s),) for s in steps]
+        frames = [
+            (replace(thing, x=s, y=other) if motion in ("left", "right") else replace(thing, x=other, y=s),)
+            for s in steps
+        ]
         return Scene("moving", "video", tuple(frames), motion)
     first = random_thing(rng, "digit", jitter(rng, 0.5, 0.06), jitter(rng, 0.5, 0.06), rng.uniform(0.55, 0.85))
     last = replace(first, name=rng.choice([str(d) for d in range(10) if str(d) != first.name]))

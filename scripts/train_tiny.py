@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor
 
 EASY = (0.75, 0.2, 0.05, 0.0, 0.0)
+ODD = ((112, 224), (224, 112), (168, 168), (90, 120), (130, 90), (200, 150))  # other sizes than 112 x 112
 MIXED = (0.5, 0.2, 0.08, 0.12, 0.1)
 
 
@@ -37,11 +38,15 @@ class Trainer:
     def __init__(self, out: Path, seed: int, rank: int, world: int) -> None:
         self.out, self.seed, self.rank, self.world = out, seed, rank, world
         config = AutoConfig.from_pretrained(out / "side")
-        self.encoder = Encoder(AutoProcessor.from_pretrained(out / "side").tokenizer)
+        self.processor = AutoProcessor.from_pretrained(out / "side")
+        self.encoder = Encoder(self.processor.tokenizer)
         self.model = tinymodel.build(config, seed)
         self.model.set_attn_implementation("eager")  # twice as fast as SDPA on 4 to 64 positions on a CPU
         self.grid = tinymodel.PositionGrid(config.vision_config.hidden_size)
-        self.head = nn.Sequential(nn.LayerNorm(4 * config.text_config.hidden_size), nn.Linear(4 * config.text_config.hidden_size, tinydata.WIDTH))
+        self.head = nn.Sequential(
+            nn.LayerNorm(4 * config.text_config.hidden_size),
+            nn.Linear(4 * config.text_config.hidden_size, tinydata.WIDTH),
+        )
         self.parts = nn.ModuleDict({"model": self.model, "grid": self.grid, "head": self.head})
         self.placeholders = (config.image_token_id, config.video_token_id)
         self.began = time.time()
@@ -101,6 +106,17 @@ class Trainer:
         loss = tinymodel.answer_loss(self.model, ids.to(self.device), labels.to(self.device), flat, self.placeholders)
         return loss, self.head_loss(tokens, samples)
 
+    def sliced_loss(self, samples: list[Sample], mode: str) -> Tensor:
+        """The answers' cross-entropy on single pictures of another size, cut up by the real processor."""
+        parts, visual = tinydata.pieces(self.processor, samples, mode)
+        tokens = torch.cat(
+            [tinymodel.vision(self.model, self.grid, part.to(self.device), mode) for part in parts], dim=1
+        )
+        ids, labels = self.encoder.stack([self.encoder.row(s, 0, visual) for s in samples])
+        return tinymodel.answer_loss(
+            self.model, ids.to(self.device), labels.to(self.device), tokens.flatten(0, 1), self.placeholders
+        )
+
     def text_loss(self, rng: random.Random, rows: int) -> Tensor:
         """Cross-entropy of plain texts and text chats."""
         ids, labels = self.encoder.stack([self.encoder.text_row(rng) for _ in range(rows)])
@@ -115,8 +131,10 @@ class Trainer:
             with torch.autocast(self.device.type, torch.bfloat16):
                 tokens = self.tokens(part, mode)
                 ids, labels = self.encoder.stack([self.encoder.row(s, tokens.shape[1]) for s in part])
-                right = tinymodel.answers_right(self.model, ids.to(self.device), labels.to(self.device), tokens.flatten(0, 1), self.placeholders)
-            for sample, ok in zip(part, right.tolist()):
+                right = tinymodel.answers_right(
+                    self.model, ids.to(self.device), labels.to(self.device), tokens.flatten(0, 1), self.placeholders
+                )
+            for sample, ok in zip(part, right.tolist(), strict=True):
                 asked = sample.turns[0]
                 for key in (asked.task, "zh" if asked.language == "zh" else "en", "all"):
                     score[key][0] += ok
@@ -137,7 +155,9 @@ def optimiser(trainer: Trainer, vision_factor: float) -> torch.optim.AdamW:
     for name, parameter in trainer.parts.named_parameters():
         decay = 0.03 if parameter.ndim == 2 and "embed" not in name else 0.0
         groups[decay, 1.0 if "language_model" in name else vision_factor].append(parameter)
-    return torch.optim.AdamW([{"params": p, "weight_decay": d, "factor": f} for (d, f), p in groups.items()], betas=(0.9, 0.95))
+    return torch.optim.AdamW(
+        [{"params": p, "weight_decay": d, "factor": f} for (d, f), p in groups.items()], betas=(0.9, 0.95)
+    )
 
 
 def clock(trainer: Trainer, minutes: float) -> Iterator[tuple[int, float]]:
@@ -160,7 +180,9 @@ def step_with(trainer: Trainer, optimizer: torch.optim.AdamW, loss: Tensor) -> N
         gradients = [p.grad for p in trainer.parts.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
-        for gradient, mean in zip(gradients, flat.div_(trainer.world).split([g.numel() for g in gradients])):
+        for gradient, mean in zip(
+            gradients, flat.div_(trainer.world).split([g.numel() for g in gradients]), strict=True
+        ):
             gradient.copy_(mean.view_as(gradient))
     nn.utils.clip_grad_norm_(trainer.parts.parameters(), 1.0)
     optimizer.step()
@@ -183,7 +205,10 @@ def train_vision(trainer: Trainer, minutes: float, peak: float, batch: int) -> N
         seen += len(samples) * trainer.world
         if time.time() - last > 30:
             last = time.time()
-            trainer.log(f"vision step {step} pictures {seen} loss {loss.item():.3f} " + " ".join(f"{k} {v:.2f}" for k, v in marks.items()))
+            trainer.log(
+                f"vision step {step} pictures {seen} loss {loss.item():.3f} "
+                + " ".join(f"{k} {v:.2f}" for k, v in marks.items())
+            )
             trainer.save("vision")
     trainer.save("vision")
     trainer.log("vision, validation digits: " + validation_head(trainer))
@@ -200,35 +225,49 @@ def validation_head(trainer: Trainer) -> str:
     return " ".join(f"{k} {v:.3f}" for k, v in marks.items())
 
 
+def chat_step(trainer: Trainer, step: int, batch: int, draw: random.Random, mode: str) -> dict[str, Tensor]:
+    """The losses of one batch: by turns two questions, one question, four questions, text, another size."""
+    if step % 6 == 5:
+        return {"text": trainer.text_loss(draw, batch // 2)}
+    if step % 12 == 10:
+        plan = Plan(batch // 4, 2, (0.7, 0.3, 0, 0, 0), sizes=ODD)
+        return {"sliced": trainer.sliced_loss(draw_samples("train", plan, draw), mode)}
+    turns = (2, 1, 2, 4, 1)[step % 6 % 5]
+    answers, head = trainer.chat_loss(draw_samples("train", Plan(batch, turns, MIXED, chinese=0.25), draw), mode)
+    return {"answers": answers, "head": head}
+
+
 def train_chat(trainer: Trainer, minutes: float, peak: float, batch: int, vision_factor: float) -> None:
-    """Train everything on conversations: pictures (one to four turns), two pictures, clips; text every sixth step."""
+    """Train everything on conversations: pictures (one to four turns), two pictures, clips, other sizes, text."""
     optimizer, rng = optimiser(trainer, vision_factor), random.Random(trainer.seed + 2)
-    plans = [Plan(batch, 4, MIXED), Plan(batch, 1, MIXED, chinese=0.3)]
     draw = random.Random(1000 * trainer.seed + 500 + trainer.rank)
-    check = draw_samples("validation", Plan(384, 1, MIXED, chinese=0.3), random.Random(6))
+    check = draw_samples("validation", Plan(384, 1, MIXED, chinese=0.25), random.Random(6))
     last = saved = time.time()
-    seen, text = 0, torch.zeros(())
+    marks: dict[str, float] = {}
     for step, done in clock(trainer, minutes):
         schedule(optimizer, peak, done)
         with torch.autocast(trainer.device.type, torch.bfloat16):
-            if step % 6 == 5:
-                loss = text = trainer.text_loss(draw, batch // 2)
-            else:
-                samples = draw_samples("train", plans[step % 3 == 2], draw)
-                answers, head = trainer.chat_loss(samples, "4x" if rng.random() < 0.15 else "16x")
-                loss, seen = answers + 0.3 * head, seen + len(samples) * trainer.world
-        step_with(trainer, optimizer, loss)
-        if time.time() - last > 60 or (step in (20, 100)):
+            losses = chat_step(trainer, step, batch, draw, "4x" if rng.random() < 0.15 else "16x")
+        step_with(trainer, optimizer, sum((0.3 if key == "head" else 1.0) * loss for key, loss in losses.items()))
+        for key, loss in losses.items():
+            marks[key] = 0.9 * marks.get(key, loss.item()) + 0.1 * loss.item()
+        if time.time() - last > 60 or step in (20, 100):
             last = time.time()
-            score = trainer.exact_match(check, "16x") if last - saved > 170 and not trainer.rank else {}
-            if score:
-                saved = last
+            score = {}
+            if last - saved > 240 and not trainer.rank:
+                score, saved = trainer.exact_match(check, "16x"), last
                 trainer.save("chat")
-            trainer.log(f"chat step {step} samples {seen} answers {answers.item():.3f} head {head.item():.3f} text {text.item():.3f} "
-                        + " ".join(f"{k} {ok}/{n}" for k, (ok, n) in score.items()))  # fmt: skip
+            trainer.log(
+                f"chat step {step} " + " ".join(f"{k} {v:.3f}" for k, v in marks.items()) + " | " + shown(score)
+            )
     trainer.save("chat")
     for mode in ("16x", "4x"):
-        trainer.log(f"chat, end, {mode}: " + " ".join(f"{k} {ok}/{n}" for k, (ok, n) in trainer.exact_match(check, mode).items()))
+        trainer.log(f"chat, end, {mode}: " + shown(trainer.exact_match(check, mode)))
+
+
+def shown(score: dict[str, tuple[int, int]]) -> str:
+    """A score in a line."""
+    return " ".join(f"{task} {ok}/{asked}" for task, (ok, asked) in score.items())
 
 
 def run(rank: int, options: argparse.Namespace) -> None:
@@ -252,13 +291,17 @@ def main() -> None:
     """Parse the command line and run the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=("vision", "chat", "all"), default="all")
-    parser.add_argument("--minutes", type=float, default=70, help="for all stages together; the vision stage gets 30 %% of it")
+    parser.add_argument(
+        "--minutes", type=float, default=70, help="for all stages together; the vision stage gets 30 %% of it"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
     parser.add_argument("--start", type=Path, default=None, help="weights to go on from (vision.pt or chat.pt)")
     parser.add_argument("--batch", type=int, default=48, help="samples a worker and step")
     parser.add_argument("--rate", type=float, default=1.2e-3)
-    parser.add_argument("--vision-factor", type=float, default=0.5, help="the vision side's learning rate in stage chat")
+    parser.add_argument(
+        "--vision-factor", type=float, default=0.5, help="the vision side's learning rate in stage chat"
+    )
     parser.add_argument("--workers", type=int, default=0 if torch.cuda.is_available() else os.cpu_count())
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -47,8 +47,8 @@ class Question:
 
 
 def english(thing: Thing) -> str:
-    """ "a red star", "a blue 7", "the green word cat"."""
-    return f"the {thing.colour} word {thing.name}" if thing.kind == "word" else f"{a(thing.colour)} {thing.name}"
+    """ "the red star", "the blue 7", "the green word cat"."""
+    return f"the {thing.colour} word {thing.name}" if thing.kind == "word" else f"the {thing.colour} {thing.name}"
 
 
 def chinese(thing: Thing) -> str:
@@ -66,8 +66,8 @@ def name_question(thing: Thing) -> list[Question]:
     """What digit, shape or word a single thing is."""
     name = thing.name
     if thing.kind == "digit":
-        return [Question("digit", "en", "What digit is in the picture?", f"It is {a(name)}."),
-                Question("digit", "en", "Which digit do you see?", f"It is {a(name)}."),
+        return [Question("digit", "en", "What digit is in the picture?", f"The digit is {name}."),
+                Question("digit", "en", "Which digit do you see?", f"The digit is {name}."),
                 Question("digit", "zh", "图中是什么数字？", f"数字是{name}。")]  # fmt: skip
     if thing.kind == "shape":
         return [Question("shape", "en", "What shape is in the picture?", f"It is {a(name)}."),
@@ -126,7 +126,8 @@ def pair_questions(things: tuple[Thing, ...]) -> list[Question]:
     """What is on each side of a picture with two things."""
     questions = []
     for thing in things:
-        questions += [Question("side", "en", f"What is {place(thing.side)}?", sentence(english(thing))),
+        where = place(thing.side)
+        questions += [Question("side", "en", f"What is {where}?", sentence(f"{where} is {english(thing)}")),
                       Question("side", "zh", f"{ZH[thing.side]}是什么？", f"{chinese(thing)}。")]  # fmt: skip
     return questions
 
@@ -142,10 +143,11 @@ def two_picture_questions(scene: Scene) -> list[Question]:
     if first.kind == second.kind == "shape":
         same = first.name == second.name
         answer = "Yes, they are." if same else "No, they are not."
-        questions += [Question("images", "en", "Are the two shapes the same?", answer),
-                      Question("images", "zh", "两个形状一样吗？", "一样。" if same else "不一样。")]  # fmt: skip
+        questions += [Question("same", "en", "Are the two shapes the same?", answer),
+                      Question("same", "zh", "两个形状一样吗？", "一样。" if same else "不一样。")]  # fmt: skip
     for thing, word, zh in ((first, "first", "一"), (second, "second", "二")):
-        questions += [Question("images", "en", f"What is in the {word} picture?", sentence(english(thing))),
+        answer = f"The {word} picture shows {english(thing)}."
+        questions += [Question("images", "en", f"What is in the {word} picture?", answer),
                       Question("images", "zh", f"第{zh}张图有什么？", f"{chinese(thing)}。")]  # fmt: skip
     return questions
 
@@ -160,10 +162,10 @@ def video_questions(scene: Scene) -> list[Question]:
                 Question("video", "en", "What is in the video?", sentence(english(thing))),
                 Question("video", "zh", "视频里有什么？", f"{chinese(thing)}。")]  # fmt: skip
     first, last = scene.frames[0][0].name, scene.frames[-1][0].name
-    return [Question("video", "en", "What is the first digit?", f"It is {a(first)}."),
-            Question("video", "en", "What is the last digit?", f"It is {a(last)}."),
-            Question("video", "zh", "第一个数字是什么？", f"数字是{first}。"),
-            Question("video", "zh", "最后的数字是什么？", f"数字是{last}。")]  # fmt: skip
+    return [Question("video", "en", "What is the first digit?", f"The first digit is {first}."),
+            Question("video", "en", "What is the last digit?", f"The last digit is {last}."),
+            Question("video", "zh", "第一个数字是什么？", f"第一个数字是{first}。"),
+            Question("video", "zh", "最后的数字是什么？", f"最后的数字是{last}。")]  # fmt: skip
 
 
 def questions(scene: Scene, rng: random.Random) -> list[Question]:

@@ -40,10 +40,20 @@ class Plan:
     turns: int  # at most so many questions a sample
     layouts: tuple[float, ...]  # weights of single, pair, trio, two pictures, clip
     chinese: float = 0.2
+    kinds: tuple[float, ...] = tinyworld.KINDS  # weights of digit, shape and word in pictures of one thing
     sizes: tuple[tuple[int, int], ...] = ((tinyworld.SIDE, tinyworld.SIDE),)
 
 
-WEIGHTS = {"digit": 3.0, "shape": 3.0, "word": 4.0, "describe": 2.0, "side": 2.0, "where": 2.0, "count": 0.6}
+WEIGHTS = {
+    "digit": 3.0,
+    "shape": 2.0,
+    "word": 4.0,
+    "describe": 2.5,
+    "side": 3.0,
+    "count": 0.4,
+    "yesno": 0.3,
+    "same": 0.7,
+}
 
 
 def pick_turns(scene: Scene, count: int, chinese: float, rng: random.Random) -> tuple[Question, ...]:
@@ -63,7 +73,7 @@ def draw_samples(split: str, plan: Plan, rng: random.Random) -> list[Sample]:
     bank, samples = tinyworld.digit_bank(split), []
     size = rng.choice(plan.sizes)  # one size a batch
     for _ in range(plan.samples):
-        frames, scene = tinyworld.draw_scene(tinyworld.random_scene(rng, plan.layouts), bank, rng, size)
+        frames, scene = tinyworld.draw_scene(tinyworld.random_scene(rng, plan.layouts, plan.kinds), bank, rng, size)
         samples.append(Sample(scene, tuple(frames), pick_turns(scene, plan.turns, plan.chinese, rng)))
     return samples
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import random
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -179,9 +179,7 @@ def random_thing(rng: random.Random, kind: str, x: float, y: float, size: float,
     return Thing(kind, name, rng.choice(colours), x, y, size, side)
 
 
-def random_kind(rng: random.Random) -> str:
-    """Digits most often: they are the hardest to learn."""
-    return rng.choices(("digit", "shape", "word"), (0.56, 0.24, 0.2))[0]
+KINDS = (0.5, 0.26, 0.24)  # weights of digit, shape and word in pictures of one thing
 
 
 def size_for(kind: str, rng: random.Random, small: float, large: float) -> float:
@@ -197,9 +195,9 @@ def jitter(rng: random.Random, centre: float, spread: float) -> float:
 CENTRES = {"left": (0.24, 0.5), "right": (0.76, 0.5), "top": (0.5, 0.24), "bottom": (0.5, 0.76), "middle": (0.5, 0.5)}
 
 
-def scene_single(rng: random.Random, kind: str | None = None) -> Scene:
+def scene_single(rng: random.Random, kind: str | None = None, kinds: tuple[float, ...] = KINDS) -> Scene:
     """One large thing near the middle, or a smaller one clearly at one side."""
-    kind = kind or random_kind(rng)
+    kind = kind or rng.choices(("digit", "shape", "word"), kinds)[0]
     if rng.random() < 0.7:
         thing = random_thing(rng, kind, jitter(rng, 0.5, 0.1), jitter(rng, 0.5, 0.1), size_for(kind, rng, 0.38, 0.72))
     else:
@@ -273,7 +271,7 @@ def scene_video(rng: random.Random) -> Scene:
     return Scene("changing", "video", tuple((first,) if i < turn else (last,) for i in range(length)))
 
 
-def random_scene(rng: random.Random, weights: tuple[float, ...] = (0.5, 0.17, 0.08, 0.12, 0.13)) -> Scene:
-    """A scene of any layout: single, pair, trio, two pictures, clip."""
-    kinds = (scene_single, scene_pair, scene_trio, scene_images, scene_video)
-    return rng.choices(kinds, weights)[0](rng)
+def random_scene(rng: random.Random, layouts: tuple[float, ...], kinds: tuple[float, ...] = KINDS) -> Scene:
+    """A scene of any layout, by the weights of single, pair, trio, two pictures and clip."""
+    makers = (partial(scene_single, kinds=kinds), scene_pair, scene_trio, scene_images, scene_video)
+    return rng.choices(makers, layouts)[0](rng)

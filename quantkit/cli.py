@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -57,6 +57,13 @@ GroupSize = Annotated[
 ]
 Symmetric = Annotated[
     bool, typer.Option("--symmetric/--zero-point", help="Fixed or free zero point.", rich_help_panel=GRID)
+]
+Solver = Annotated[
+    str,
+    typer.Option(
+        help="Rounding: gptq feeds each column's error into the next ones; rtn takes the nearest code.",
+        rich_help_panel=GRID,
+    ),
 ]
 Keep = Annotated[
     list[str] | None,
@@ -131,6 +138,7 @@ def awq(
     bits: Bits = 4,
     group_size: GroupSize = 128,
     symmetric: Symmetric = False,
+    solver: Solver = "gptq",
     keep: Keep = None,
     calib: Calib = "bundled",
     samples: Samples = 128,
@@ -153,7 +161,7 @@ def awq(
     """
     options = _options(
         method="awq", model=model, out=out, revision=revision, token=token, bits=bits, group_size=group_size,
-        symmetric=symmetric, keep=tuple(keep or ()), calib=calib, samples=samples, max_tokens=max_tokens,
+        symmetric=symmetric, solver=solver, keep=tuple(keep or ()), calib=calib, samples=samples, max_tokens=max_tokens,
         downsample_mode=downsample_mode, max_slice_nums=max_slice_nums, seed=seed, save_stats=save_stats, stats=stats,
         device=device, dtype=dtype, max_shard_bytes=_parse_size(max_shard_size), overwrite=overwrite,
     )  # fmt: skip
@@ -178,8 +186,8 @@ def rtn(
 ) -> None:
     """Round to nearest without any data: the baseline that every other method is measured against."""
     options = _options(
-        method="rtn", model=model, out=out, revision=revision, token=token, bits=bits, group_size=group_size,
-        symmetric=symmetric, keep=tuple(keep or ()), device=device, dtype=dtype,
+        method="rtn", solver="rtn", model=model, out=out, revision=revision, token=token, bits=bits,
+        group_size=group_size, symmetric=symmetric, keep=tuple(keep or ()), device=device, dtype=dtype,
         max_shard_bytes=_parse_size(max_shard_size), overwrite=overwrite,
     )  # fmt: skip
     _run(options, dry_run)
@@ -335,8 +343,8 @@ def _print_outcome(outcome: Outcome) -> None:
         mean = sum(row.error for row in rows) / len(rows)
         scaled = sum(row.scaled_by not in ("", "none") for row in rows)
         table.add_row(
-            kind, str(len(rows)), str(plan.spec.bits), f"{mean:.2e}" if known else "-",
-            f"{worst.error:.2e}" if known else "-", worst.name.split(".")[3] if known else "-", f"{scaled}/{len(rows)}",
+            kind, str(len(rows)), str(plan.spec.bits), f"{mean:.2%}" if known else "-",
+            f"{worst.error:.2%}" if known else "-", worst.name.split(".")[3] if known else "-", f"{scaled}/{len(rows)}",
         )  # fmt: skip
     console.print(table)
     _print_kept(plan)
@@ -362,10 +370,16 @@ def main() -> None:
         errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        errors.print("interrupted; nothing was written", highlight=False)
-        sys.exit(130)
-    except Exception as error:
+        _interrupted()
+    except Exception as error:  # noqa: BLE001 - typer carries its own copy of click: its errors have no public class
+        if isinstance(error.__cause__, KeyboardInterrupt):  # click's Abort
+            _interrupted()
         _click_error(error)
+
+
+def _interrupted() -> NoReturn:
+    errors.print("interrupted; nothing was written", highlight=False)
+    sys.exit(130)
 
 
 def _click_error(error: Exception) -> None:

@@ -6,8 +6,8 @@ A row of a weight is cut into groups of ``group_size`` input channels. Each grou
 
 so the grid always holds zero exactly. ``symmetric`` fixes the zero point to ``2^(bits - 1)``. Scales are rounded
 *before* codes are chosen, to numbers that bfloat16 and (normal) float16 both hold: formats store float16, and vLLM
-rounds what it reads to bfloat16 when the model runs in it; so every runtime sees the grid that the search chose. This is the uniform affine quantizer of Jacob et al. (arXiv:1712.05877) with the range of AWQ
-(arXiv:2306.00978).
+rounds what it reads to bfloat16 when the model runs in it; so every runtime sees the grid that the search chose. This
+is the uniform affine quantizer of Jacob et al. (arXiv:1712.05877) with the range of AWQ (arXiv:2306.00978).
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     _check_names(checkpoint, plan)
     outcome = Outcome(options.model, target, plan)
     clock = _Clock(outcome.seconds)
-    needs_data = METHODS[options.method].find_scale is not None
+    needs_data = METHODS[options.method].needs_data
     samples = _samples(checkpoint, options, outcome) if needs_data else []
     clock.lap("prepare")
     key = _key(checkpoint, samples, plan) if needs_data else None
@@ -189,6 +189,7 @@ def _quantize_block(
     outcome: Outcome,
 ) -> None:
     method, layout = METHODS[options.method], FORMATS[plan.format]
+    solver = options.solver if method.needs_data else "rtn"
     stored = getattr(torch, plan.dtype)
     tensors = _load_block(checkpoint, block, options.device)
     originals = dict(tensors)
@@ -207,7 +208,7 @@ def _quantize_block(
         gram, tokens = _folded_gram(group, statistics, columns.get(group.name), options.device)
         for name in _quantized_linears(block, group, plan):
             weight = tensors.pop(name + ".weight")
-            quantized = method.quantize(weight, gram, plan.spec)
+            quantized = method.quantize(weight, gram, plan.spec, solver)
             error = relative_error(quantized.dequantize(), weight, gram) if statistics else float("nan")
             outcome.rows.append(
                 LayerRow(block.prefix + name, plan.spec.bits, error, scaled_by.get(group.name, ""), tokens)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 DownsampleMode = Literal["16x", "4x", "both"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Solver = Literal["rtn", "gptq"]
 
 
 class QuantizeOptions(BaseModel):
@@ -25,6 +26,7 @@ class QuantizeOptions(BaseModel):
     bits: int = 4
     group_size: int = 128
     symmetric: bool = False
+    solver: Solver = "gptq"
     keep: tuple[str, ...] = ()
 
     calib: str = "bundled"

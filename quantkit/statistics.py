@@ -265,7 +265,7 @@ class CalibrationPass:
 def _require_finite(hidden: Tensor, where: str, sample: Sample) -> None:
     if not torch.isfinite(hidden).all():
         raise QuantkitError(
-            f"activation of {where} is NaN or Inf for calibration sample {sample.id}; try --dtype float32 or leave it out"
+            f"activation of {where} is NaN or Inf for calibration sample {sample.id}; try --dtype float32"
         )
 
 

@@ -5,8 +5,9 @@ import torch
 
 from quantkit.fold import expand
 from quantkit.grid import GridSpec, fake_quantize, full_range, grid_of
-from quantkit.methods import METHODS, awq, rtn
+from quantkit.methods import METHODS, awq
 from quantkit.methods.loss import loss, relative_error, row_losses
+from quantkit.methods.solver import SOLVERS
 from quantkit.model import Feeder
 
 
@@ -59,8 +60,8 @@ def test_clip_never_ends_above_rounding() -> None:
     for seed in range(5):
         weight, _, gram = _problem(seed=seed)
         for spec in (GridSpec(4, 32), GridSpec(3, 16), GridSpec(4, -1, symmetric=True)):
-            rounded = rtn.quantize(weight, gram, spec).dequantize()
-            clipped = awq.quantize(weight, gram, spec).dequantize()
+            rounded = METHODS["rtn"].quantize(weight, gram, spec).dequantize()
+            clipped = METHODS["awq"].quantize(weight, gram, spec).dequantize()
             before, after = row_losses(rounded - weight, gram), row_losses(clipped - weight, gram)
             assert (after <= before * (1 + 1e-4)).all()
             assert after.sum() < 0.95 * before.sum()
@@ -106,7 +107,8 @@ def test_inputs_are_not_changed() -> None:
     weight, _, gram = _problem()
     copies = weight.clone(), gram.clone()
     for method in METHODS.values():
-        method.quantize(weight, gram, GridSpec(4, 32))
+        for solver in SOLVERS:
+            method.quantize(weight, gram, GridSpec(4, 32), solver)
         if method.find_scale:
             method.find_scale([weight], gram, Feeder("rows", "up", 64), GridSpec(4, 32))
     assert torch.equal(weight, copies[0]) and torch.equal(gram, copies[1])
@@ -119,4 +121,4 @@ def test_dead_channels_and_singular_gram_are_no_obstacle() -> None:
     gram = rows.T @ rows
     found = awq.find_scale([weight], gram, Feeder("rows", "up", 64), GridSpec(4, 32))
     assert found.scale is None or torch.isfinite(found.scale).all()
-    assert torch.isfinite(awq.quantize(weight, gram, GridSpec(4, 32)).dequantize()).all()
+    assert torch.isfinite(METHODS["awq"].quantize(weight, gram, GridSpec(4, 32)).dequantize()).all()

@@ -3,13 +3,13 @@
 1. *Scales.* Input channels that carry large activations are multiplied by ``s`` before rounding and divided in the
    feeder. Candidates are AWQ's own family, ``s = x^a / w^(1 - a)`` and ``s = x^a`` (x: root mean square of the
    channel, w: its relative weight magnitude); the best is then refined by gradient descent on the *expected* loss of
-   rounding, ``sum_rg (step_rg)^2 / 12 * sum_j H_jj / s_j^2``, which is smooth in ``log s``. Every candidate is judged by the
+   rounding, ``sum_rg (step_rg)^2 / 12 * sum_j H_jj / s_j^2``, smooth in ``log s``. Every candidate is judged by the
    exact loss ``tr((W' - W) H (W' - W)^T)`` of all linears that share the input; the best is kept only if it is below
    the loss of ``s = 1``.
 2. *Clip.* Each group of each row may cover less than its whole range. A sweep over the groups picks the shrink that
    lowers the exact loss most, given what the other groups of that row have become: block coordinate descent, so the
    loss never rises.
-3. *Rounding* to the nearest code of the chosen grid.
+3. *Rounding* on the chosen grid (``methods/solver.py``).
 
 Departures from the paper: the loss is exact for all tokens instead of a few batches; the refinement of the scales; the
 clip sees the correlations between groups; and every feeder of the architecture takes part (``quantkit.model``).
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from quantkit.fold import expand, pool
-from quantkit.grid import GridSpec, QuantizedWeight, Range, fake_quantize, full_range, grid_of, round_to_grid
+from quantkit.grid import GridSpec, Range, fake_quantize, full_range
 from quantkit.methods.loss import loss, product_dtype
 from quantkit.model import Feeder
 
@@ -71,11 +71,6 @@ def find_scale(weights: Sequence[Tensor], gram: Tensor, feeder: Feeder, spec: Gr
     if best is None or not after < before:
         return ScaleSearch(None, before, before, "none")
     return ScaleSearch(best, before, after, origin)
-
-
-def quantize(weight: Tensor, gram: Tensor, spec: GridSpec) -> QuantizedWeight:
-    """Clip and round ``weight`` float32 [out, in] for inputs with Gram matrix ``gram`` [in, in]."""
-    return round_to_grid(weight, *grid_of(find_clip(weight, gram, spec), spec), spec)
 
 
 def find_clip(weight: Tensor, gram: Tensor, spec: GridSpec, sweeps: int = 2) -> Range:
@@ -198,4 +193,4 @@ def _some_rows(weight: Tensor) -> Tensor:
     return weight[:: max(1, weight.shape[0] // _SEARCH_ROWS)]
 
 
-__all__ = ["ScaleSearch", "find_clip", "find_scale", "quantize"]
+__all__ = ["ScaleSearch", "find_clip", "find_scale"]

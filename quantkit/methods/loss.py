@@ -32,7 +32,7 @@ def product_dtype(gram: Tensor) -> torch.dtype:
 
 
 def relative_error(candidate: Tensor, weight: Tensor, gram: Tensor) -> float:
-    """Share of the output's energy that replacing ``weight`` by ``candidate`` (both float32 [out, in]) puts in error."""
+    """Share of the output's energy that ``candidate`` in place of ``weight`` (float32 [out, in]) puts in error."""
     gram = gram.to(product_dtype(gram))
     energy = loss(weight.to(gram.dtype), gram)
     return loss((candidate - weight).to(gram.dtype), gram) / energy if energy > 0 else 0.0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from quantkit.grid import GridSpec, QuantizedWeight, full_range, grid_of, round_to_grid
+from quantkit.grid import GridSpec, Range, full_range
 
 
-def quantize(weight: Tensor, gram: Tensor, spec: GridSpec) -> QuantizedWeight:
-    """Round ``weight`` float32 [out, in] to its own range; ``gram`` [in, in] is not looked at."""
+def find_range(weight: Tensor, gram: Tensor, spec: GridSpec) -> Range:
+    """The whole range of ``weight`` float32 [out, in]; ``gram`` is not looked at."""
     del gram
-    return round_to_grid(weight, *grid_of(full_range(weight, spec), spec), spec)
+    return full_range(weight, spec)

@@ -43,11 +43,11 @@ def test_manifest_folder_keeps_order_and_fields(mixed):
 
 
 def test_folder_of_images_gets_the_stock_prompt(tmp_path):
-    picture(tmp_path / "b.png")
-    picture(tmp_path / "a.jpg")
+    for name in ("b.png", "d.PNG", "a.jpg", "c.bmp"):  # in an order that no file system lists them in
+        picture(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not an image")
     conversations = load_conversations(tmp_path)
-    assert [c.id for c in conversations] == ["a.jpg", "b.png"]
+    assert [c.id for c in conversations] == ["a.jpg", "b.png", "c.bmp", "d.PNG"]
     assert conversations[0].messages == [
         {"role": "user", "content": [image_part(str(tmp_path / "a.jpg")), text_part("Describe the image.")]}
     ]

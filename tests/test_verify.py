@@ -456,6 +456,15 @@ def test_other_models_are_refused(tmp_path, data):
         verify(TINY, smaller, data)
 
 
+@pytest.mark.parametrize("name", ["image_token_id", "video_token_id"])
+def test_a_config_that_disagrees_with_its_tokenizer_is_refused(tmp_path, data, name):
+    moved = variant(tmp_path / "moved", None, {name: 3})
+    with pytest.raises(QuantkitError, match=rf"{name} is 3, its tokenizer's is \d+"):
+        verify(moved, moved, data)
+    with pytest.raises(QuantkitError, match=rf"{name} is 3, the reference's is \d+"):
+        verify(TINY, moved, data)
+
+
 def test_an_overflow_names_the_item(tmp_path, data):
     def blow_up(tensors):
         tensors[f"{LINEAR}.weight"].fill_(3e38)

@@ -138,9 +138,9 @@ def _check_compatible(reference: Checkpoint, candidate: Checkpoint) -> None:
 def _task(conversations: Sequence[Conversation], reference: Checkpoint, options: VerifyOptions) -> Task:
     processor = load_processor(reference.path)
     for name in ("image_token_id", "video_token_id"):
-        stated, used = reference.config.get(name), getattr(processor, name)
-        if stated != used:
-            raise QuantkitError(f"{reference.path}: config.json's {name} is {stated}, its tokenizer's is {used}")
+        configured, used = reference.config.get(name), getattr(processor, name)
+        if configured != used:
+            raise QuantkitError(f"{reference.path}: config.json's {name} is {configured}, its tokenizer's is {used}")
     prepared = prepare(
         conversations,
         processor,

@@ -1,7 +1,7 @@
 """Rounding on a given grid: nearest code by code, or with the error of each column fed into the columns that follow.
 
 ``feedback`` is GPTQ's solver (Frantar et al., arXiv:2210.17323) on a fixed grid. Columns are taken in the order of
-their importance ``H_ii``, largest first (act-order; the groups stay where they are, so inference is not concerned). With
+their importance ``H_ii``, largest first (act-order; groups stay where they are: inference is not concerned). With
 ``U`` the upper Cholesky factor of the inverse of the damped ``H``, rounding column ``i`` with error ``e`` moves the
 columns ``j`` that follow by ``-e U_ij / U_ii``, the least-squares answer to that error. Rows that end above plain
 rounding's exact loss (possible: the solver is greedy, and ``H`` is damped) take plain rounding.

@@ -296,9 +296,8 @@ def _write_provenance(
         {
             "quantkit": quantkit.__version__,
             "source": {
-                "name": checkpoint.name
-                if "/" not in checkpoint.name.lstrip("/") or checkpoint.revision
-                else Path(checkpoint.name).name,
+                # of a local folder only its own name
+                "name": checkpoint.name if checkpoint.revision else Path(checkpoint.name).name,
                 "revision": checkpoint.revision,
                 "fingerprint": checkpoint.fingerprint(),
             },

@@ -68,7 +68,7 @@ Solver = Annotated[
 Keep = Annotated[
     list[str] | None,
     typer.Option(
-        help="Leave these layers unquantized: a part of their name or a glob. May be repeated.", rich_help_panel=GRID
+        help="Leave these layers unquantized: a part of their name, * allowed. May be repeated.", rich_help_panel=GRID
     ),
 ]
 Calib = Annotated[
@@ -372,9 +372,16 @@ def main() -> None:
     except KeyboardInterrupt:
         _interrupted()
     except Exception as error:  # noqa: BLE001 - typer carries its own copy of click: its errors have no public class
-        if isinstance(error.__cause__, KeyboardInterrupt):  # click's Abort
+        if _from_interrupt(error):
             _interrupted()
         _click_error(error)
+
+
+def _from_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C lies behind an error: click turns it into its own, and torch may stumble while it unwinds."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _interrupted() -> NoReturn:

@@ -259,14 +259,14 @@ def _attention_groups(sizes: _Sizes) -> tuple[Group, Group]:
 def select_kept(model: ModelMap, patterns: Sequence[str]) -> tuple[set[str], dict[str, str]]:
     """The linears that ``--keep`` leaves unquantized.
 
-    A pattern is a shell glob or a part of the full name. Linears that a runtime fuses with a kept one are kept with
+    A pattern is a part of the full name and may hold ``*``, ``?`` and ``[...]`` as in a shell. Linears that a runtime fuses with a kept one are kept with
     it. Returns the full names, and for each one that came along, the name it is fused with.
     Raises QuantkitError for a pattern that matches no quantizable linear.
     """
     names = list(model.linears())
     kept: set[str] = set()
     for pattern in patterns:
-        found = {name for name in names if pattern in name or fnmatch.fnmatchcase(name, pattern)}
+        found = {name for name in names if fnmatch.fnmatchcase(name, f"*{pattern}*")}
         if not found:
             raise QuantkitError(
                 f"--keep {pattern!r} matches no quantizable linear; names look like {names[0]} (see --dry-run)"

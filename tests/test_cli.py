@@ -258,9 +258,21 @@ def test_usage_errors_and_version(run: Run) -> None:
     code, _, err = run("awq", "--no-such-option")
     assert code == 2 and "--no-such-option" in err
     code, _, err = run("awq", "--bits", "four")
-    assert code == 2 and "four" in err
+    assert code == 2 and "--bits" in err
     code, out, _ = run("--version")
     assert code == 0 and out.startswith("quantkit ")
+
+
+def test_ctrl_c_while_torch_unwinds_is_still_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise AssertionError("torch's own mode stack")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    code, _, err = run("awq")
+    assert code == 130 and "interrupted" in err
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def _recover(path: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(partial|previous)-([0-9a-f]+-[0-9a-f]+-\d+-\d+-\d+)")
     found = [(entry, pattern.fullmatch(entry.name)) for entry in path.parent.iterdir()]
     left = [(entry, match[1]) for entry, match in found if match and _is_dead(entry, match[2])]
-    for entry, kind in sorted(left, key=lambda item: item[1], reverse=True):  # "previous" first
+    for entry, kind in sorted(left):
         if kind == "previous" and not os.path.lexists(path):
             logger.warning("%s: put back after an interrupted run", path)
             entry.rename(path)

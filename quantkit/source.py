@@ -50,8 +50,7 @@ def resolve(model: str | Path, revision: str | None = None, token: str | None = 
 
 
 def _looks_like_path(text: str) -> bool:
-    marked = text.startswith((".", "/", "~")) or "\\" in text or text.count("/") > 1 or text.endswith("/")
-    return bool(text) and (marked or os.path.lexists(text))
+    return text.startswith((".", "/", "~")) or os.path.lexists(text)
 
 
 def _local(path: Path) -> Source:

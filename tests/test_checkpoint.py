@@ -472,7 +472,7 @@ def test_no_checksums_nothing_verified(folder: Path) -> None:
 def test_fingerprint(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(300, 300), "b": torch.randn(4), "c": torch.randn(6, 2)}
     first = open_checkpoint(write_checkpoint(tmp_path / "1", tensors)).fingerprint()
-    assert first == open_checkpoint(write_checkpoint(tmp_path / "2", tensors, shards=3)).fingerprint()
+    assert first == open_checkpoint(write_checkpoint(tmp_path / "2", tensors, shards=2)).fingerprint()
 
     def changed(number: int, tensors: dict[str, torch.Tensor], config: dict[str, object] | None = None) -> str:
         return open_checkpoint(write_checkpoint(tmp_path / f"c{number}", tensors, config)).fingerprint()

@@ -388,10 +388,17 @@ def test_dead_runs_are_cleaned_up(tmp_path: Path, changed: dict[str, str]) -> No
     target = tmp_path / "out"
     leftover(target, "partial", **changed)
     (tmp_path / ".out.partial-notes").mkdir()
-    (tmp_path / ".outer.partial-0-0-0-0").mkdir()
     write(target)
     assert hidden(target) == [".out.partial-notes"]
-    assert (tmp_path / ".outer.partial-0-0-0-0").exists()
+
+
+def test_dead_runs_for_another_target_are_left_to_it(tmp_path: Path) -> None:
+    other = leftover(tmp_path / "outer", "partial", boot="00000000")
+    alike = leftover(tmp_path / "o-t", "partial", boot="00000000")
+    for name in ("out", "o.t"):
+        write(tmp_path / name)
+    assert other.exists()
+    assert alike.exists()
 
 
 def test_runs_on_another_host_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -517,6 +524,7 @@ def test_spellings_and_layouts_of_tensors(tmp_path: Path) -> None:
 def test_shards_and_index(tmp_path: Path) -> None:
     tensors = {f"t{number}": torch.full((4,), number, dtype=torch.int32) for number in range(5)}
     tensors["t2"] = torch.arange(100, dtype=torch.int32)  # larger than a shard may be
+    assert output._cut({"large": ("I8", (9,)), "small": ("I8", (1,))}, 8) == [["large"], ["small"]]
     written = fill(tmp_path, tensors, limit=32)
     shards = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
     assert written == [*shards, "model.safetensors.index.json", "SHA256SUMS"]

@@ -65,9 +65,10 @@ def make_cache(home: Path, tmp_path: Path) -> Path:
 
 def test_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_checkpoint(tmp_path / "org" / "name")
+    (tmp_path / "here").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for model in (folder, str(folder), "org/name", "./org/name", "~/org/name", "org/name/"):
+    for model in (folder, str(folder), "org/name", "./org/name", "~/org/name", "~/here", "org/name/"):
         checkpoint = open_checkpoint(model)
         assert checkpoint.path.resolve() == folder
         assert checkpoint.name == "name"

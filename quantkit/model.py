@@ -259,8 +259,9 @@ def _attention_groups(sizes: _Sizes) -> tuple[Group, Group]:
 def select_kept(model: ModelMap, patterns: Sequence[str]) -> tuple[set[str], dict[str, str]]:
     """The linears that ``--keep`` leaves unquantized.
 
-    A pattern is a part of the full name and may hold ``*``, ``?`` and ``[...]`` as in a shell. Linears that a runtime fuses with a kept one are kept with
-    it. Returns the full names, and for each one that came along, the name it is fused with.
+    A pattern is a part of the full name and may hold ``*``, ``?`` and ``[...]`` as in a shell. Linears that a runtime
+    fuses with a kept one are kept with it. Returns the full names, and for each one that came along, the name it is
+    fused with.
     Raises QuantkitError for a pattern that matches no quantizable linear.
     """
     names = list(model.linears())

@@ -69,7 +69,7 @@ def test_config_says_what_is_stored(made: Path, random_checkpoint: Path) -> None
 
 
 def test_the_norms_in_the_file_undo_the_scales_in_the_linears(made: Path, random_checkpoint: Path) -> None:
-    """What the stored norm says of the scale is what every consumer of it carries: exactly, but for its own rounding."""
+    """The scale that a stored norm implies is the one that its consumers carry, exactly, but for their own rounding."""
     source, out = open_checkpoint(random_checkpoint), open_checkpoint(made)
     weights = dict(load_dequantized(made).named_parameters())
     scaled = 0

@@ -80,6 +80,13 @@ class Question:
         )
 
 
+def load_processor(model: str) -> Any:
+    """The processor of a checkpoint folder."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(model, local_files_only=True)
+
+
 def stop_ids(model: str, tokenizer: Any) -> list[int]:
     """Token ids that end an answer: the generation config's, or the tokenizer's end token."""
     from transformers import GenerationConfig
@@ -103,9 +110,9 @@ def answer(name: str, prompt: list[int], tokens: list[int], stops: list[int], to
 def run_transformers(model: str, job: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """Kernel name and answers; each answer also has `margins`, by how much every token won over the second best."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    processor = AutoProcessor.from_pretrained(model, local_files_only=True)
+    processor = load_processor(model)
     if job["runtime"] == "dequantized":
         from quantkit.verify.engines import load_dequantized
 
@@ -156,11 +163,10 @@ def run_vllm(model: str, job: dict[str, Any]) -> tuple[str, list[dict[str, Any]]
     """Kernel name and answers."""
     for name, value in VLLM_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    from transformers import AutoProcessor
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    processor = AutoProcessor.from_pretrained(model, local_files_only=True)
+    processor = load_processor(model)
     questions = [Question(item, processor) for item in job["items"]]
     stops = stop_ids(model, processor.tokenizer)
     engine = LLM(

@@ -51,8 +51,8 @@ WEIGHTS = {
     "describe": 2.5,
     "side": 3.0,
     "count": 0.4,
-    "yesno": 0.3,
-    "same": 0.7,
+    "yesno": 0.05,
+    "same": 0.05,
 }
 
 

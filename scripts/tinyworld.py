@@ -182,9 +182,13 @@ def random_thing(rng: random.Random, kind: str, x: float, y: float, size: float,
 KINDS = (0.5, 0.26, 0.24)  # weights of digit, shape and word in pictures of one thing
 
 
+SMALLEST = {"digit": 0.42, "word": 0.52, "shape": 0.0}  # below it patches of 14 pixels do not resolve the strokes
+STRETCH = {"digit": 1.22, "word": 1.2, "shape": 1.0}  # ink fills only a part of a digit's and a word's mask
+
+
 def size_for(kind: str, rng: random.Random, small: float, large: float) -> float:
-    """A size between the two; digits and words need more room to stay readable (a digit fills half of its mask)."""
-    return rng.uniform(small, large) * {"digit": 1.22, "word": 1.15, "shape": 1.0}[kind]
+    """A size between the two, but not below what stays readable."""
+    return rng.uniform(max(small, SMALLEST[kind]), max(large, SMALLEST[kind] + 0.06)) * STRETCH[kind]
 
 
 def jitter(rng: random.Random, centre: float, spread: float) -> float:

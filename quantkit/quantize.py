@@ -82,8 +82,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     checkpoint = open_checkpoint(options.model, options.revision, options.token)
     plan = make_plan(checkpoint, options)
     target = check_target(options.out, options.overwrite, source=checkpoint.path)
-    if options.save_stats is not None:
-        check_target(options.save_stats, options.overwrite, source=checkpoint.path)
+    _check_statistics_folders(options, target, checkpoint.path)
     _check_device(options.device)
     _check_names(checkpoint, plan)
     outcome = Outcome(options.model, target, plan)
@@ -107,6 +106,20 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
         _write_provenance(checkpoint, plan, options, key, outcome, folder)
         clock.lap("write")
     return outcome
+
+
+def _check_statistics_folders(options: QuantizeOptions, target: Path, source: Path) -> None:
+    """--save-stats and --stats name folders apart from --out, and not both."""
+    if options.save_stats is not None and options.stats is not None:
+        raise QuantkitError("--stats and --save-stats exclude each other: statistics that are read need no saving")
+    for option, folder in (("--save-stats", options.save_stats), ("--stats", options.stats)):
+        if folder is None:
+            continue
+        path = folder.expanduser().absolute()
+        if path == target or path in target.parents or target in path.parents:
+            raise QuantkitError(f"{option} {folder}: overlaps --out {target}; give it a folder of its own")
+    if options.save_stats is not None:
+        check_target(options.save_stats, options.overwrite, source=source)
 
 
 class _Clock:
@@ -164,7 +177,7 @@ def _statistics(
     if key is None:
         yield from [None] * len(plan.map.blocks)
     elif options.stats is not None:
-        yield from stats_file.read(options.stats, key, plan.map)
+        yield from stats_file.read(options.stats, key, plan.map, options.device)
     else:
         dtype = getattr(torch, plan.dtype)
         run = CalibrationPass(checkpoint, plan.map, samples, device=options.device, dtype=dtype, progress=progress)
@@ -190,20 +203,22 @@ def _quantize_block(
 ) -> None:
     method, layout = METHODS[options.method], FORMATS[plan.format]
     solver = options.solver if method.needs_data else "rtn"
-    stored = getattr(torch, plan.dtype)
     tensors = _load_block(checkpoint, block, options.device)
     originals = dict(tensors)
     scaled_by: dict[str, str] = {}
     columns: dict[str, Tensor] = {}
     for group in block.groups:
         chosen = _quantized_linears(block, group, plan)
-        if method.find_scale is None or statistics is None or not chosen:
+        if method.find_scale is None or statistics is None or not chosen or _feeder_is_kept(block, group, plan):
             continue
         weights = [originals[name + ".weight"] for name in chosen]
         search = method.find_scale(weights, statistics.inputs[group.name].gram, group.feeder, plan.spec)
         scaled_by[group.name] = search.origin
         if search.scale is not None:
-            columns[group.name] = fold(tensors, group, search.scale, stored)
+            norm = getattr(torch, plan.dtype)
+            if group.feeder.kind != "rows":
+                norm = getattr(torch, plan.stored_dtype(f"{block.prefix}{group.feeder.module}.weight"))
+            columns[group.name] = fold(tensors, group, search.scale, norm)
     for group in block.groups:
         gram, tokens = _folded_gram(group, statistics, columns.get(group.name), options.device)
         for name in _quantized_linears(block, group, plan):
@@ -215,7 +230,7 @@ def _quantize_block(
             )
             _add_packed(writer, layout.pack(block.prefix + name, _to_cpu(quantized)))
     for name, tensor in tensors.items():
-        writer.add(block.prefix + name, _stored(block.prefix + name, tensor, stored).cpu())
+        writer.add(block.prefix + name, _stored(block.prefix + name, tensor, plan).cpu())
 
 
 def _folded_gram(
@@ -233,6 +248,11 @@ def _folded_gram(
 
 def _quantized_linears(block: Block, group: Group, plan: Plan) -> list[str]:
     return [name for name in group.linears if block.prefix + name in plan.quantized]
+
+
+def _feeder_is_kept(block: Block, group: Group, plan: Plan) -> bool:
+    """A linear that --keep leaves alone takes no scale of another group into its rows either."""
+    return group.feeder.kind == "rows" and block.prefix + group.feeder.module in plan.kept
 
 
 def _load_block(checkpoint: Checkpoint, block: Block, device: str) -> dict[str, Tensor]:
@@ -253,8 +273,9 @@ def _add_packed(writer: ShardWriter, packed: dict[str, Tensor]) -> None:
         writer.add(name, tensor)
 
 
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``tensor`` in the output's dtype; raises if a value does not fit."""
+def _stored(name: str, tensor: Tensor, plan: Plan) -> Tensor:
+    """``tensor`` in the dtype that the plan stores it in; raises if a value does not fit."""
+    dtype = getattr(torch, plan.stored_dtype(name))
     converted = tensor.to(dtype)
     if not torch.isfinite(converted).all():
         raise QuantkitError(f"{name}: its values overflow {str(dtype).removeprefix('torch.')}; use --dtype bfloat16")
@@ -263,11 +284,10 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _copy_rest(checkpoint: Checkpoint, plan: Plan, writer: ShardWriter) -> None:
     """Vision tower, mergers, embedding and final norm go over one by one, as they are."""
-    stored = getattr(torch, plan.dtype)
     prefixes = tuple(block.prefix for block in plan.map.blocks)
     for name in checkpoint.tensor_names:
         if name in plan.specs and not name.startswith(prefixes):
-            writer.add(name, _stored(name, checkpoint.load(name, check_finite=True), stored))
+            writer.add(name, _stored(name, checkpoint.load(name, check_finite=True), plan))
 
 
 def _writer_specs(plan: Plan) -> dict[str, tuple[torch.dtype | str, tuple[int, ...]]]:

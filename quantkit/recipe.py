@@ -46,7 +46,7 @@ class QuantizeOptions(BaseModel):
     def provenance(self) -> dict[str, object]:
         """What ``quantkit.json`` records: the options that decide the bytes, none that names a place or a secret."""
         places = {"out", "token", "overwrite", "save_stats", "stats", "model", "device"}
-        return self.model_dump(mode="json", exclude=places)
+        return self.model_dump(mode="json", exclude=places) | {"calib": Path(self.calib).name}
 
 
 DEFAULTS = QuantizeOptions()

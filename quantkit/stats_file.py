@@ -19,6 +19,7 @@ from quantkit.errors import QuantkitError
 from quantkit.model import Block, ModelMap
 from quantkit.output import ShardWriter, atomic_output
 from quantkit.statistics import MODALITIES, BlockStatistics, InputStatistics, ModalityStatistics
+from quantkit.tensorfile import verify_checksums
 
 KIND = "quantkit statistics"
 VERSION = 1
@@ -48,11 +49,25 @@ def record(
         (partial / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read(folder: Path, key: Key, model_map: ModelMap) -> Iterator[BlockStatistics]:
-    """The statistics in ``folder``, a block at a time. Raises QuantkitError unless they are those of ``key``."""
-    from safetensors import safe_open
+def read(folder: Path, key: Key, model_map: ModelMap, device: str = "cpu") -> Iterator[BlockStatistics]:
+    """The statistics in ``folder`` on ``device``, a block at a time.
+
+    Raises QuantkitError unless they are those of ``key``, and for a file that is missing or damaged.
+    """
+    from safetensors import SafetensorError
 
     _check_key(folder, key)
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    verify_checksums(folder, [*shards, "model.safetensors.index.json"] if len(shards) > 1 else shards)
+    try:
+        yield from _read(folder, model_map, device)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise QuantkitError(f"--stats {folder}: missing or damaged ({error}); gather them again") from error
+
+
+def _read(folder: Path, model_map: ModelMap, device: str) -> Iterator[BlockStatistics]:
+    from safetensors import safe_open
+
     index = folder / "model.safetensors.index.json"
     where = json.loads(index.read_text())["weight_map"] if index.exists() else {}
     for block in model_map.blocks:
@@ -63,8 +78,9 @@ def read(folder: Path, key: Key, model_map: ModelMap) -> Iterator[BlockStatistic
                 prefix = f"{block.index}.{group.name}.{modality}."
                 with safe_open(folder / where.get(prefix + "gram", "model.safetensors"), framework="pt") as file:
                     upper, abs_sum, counts = (file.get_tensor(prefix + name) for name in ("gram", "abs_sum", "counts"))
-                gram = _square(upper, group.in_features)
-                parts[modality] = ModalityStatistics(gram, abs_sum.double(), int(counts[0]), float(counts[1]))
+                gram = _square(upper, group.in_features).to(device)
+                sums = abs_sum.double().to(device)
+                parts[modality] = ModalityStatistics(gram, sums, int(counts[0]), float(counts[1]))
             inputs[group.name] = InputStatistics(parts)
         yield BlockStatistics(block.index, inputs)
 
@@ -74,7 +90,7 @@ def _check_key(folder: Path, key: Key) -> None:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise QuantkitError(f"--stats {folder}: no statistics folder of quantkit (config.json: {error})") from error
-    if content.get("kind") != KIND or content.get("version") != VERSION:
+    if not isinstance(content, dict) or content.get("kind") != KIND or content.get("version") != VERSION:
         raise QuantkitError(f"--stats {folder}: config.json does not describe statistics of this version of quantkit")
     for name, what in (("model", "another model"), ("data", "another calibration set"), ("dtype", "another dtype")):
         if content.get("key", {}).get(name) != getattr(key, name):

@@ -22,7 +22,7 @@ ALLOWED = {
     "fold": {"model"},
     "statistics": {"errors", "model", "checkpoint", "calibration"},
     "stats_file": {"errors", "model", "output", "statistics", "tensorfile"},
-    "methods": {"fold", "grid", "model"},
+    "methods": {"errors", "fold", "grid", "model"},
     "formats": {"errors", "grid"},
     "plan": {"checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "verify": {"calibration", "checkpoint", "errors", "formats"},

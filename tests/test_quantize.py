@@ -138,3 +138,20 @@ def test_other_dtypes(options: QuantizeOptions, tmp_path: Path, dtype: str) -> N
     assert out.config["dtype"] == dtype
     spelled = {"float16": "F16", "float32": "F32"}[dtype]
     assert {out.dtype(name) for name in out.tensor_names} == {spelled, "I32", "F16"}
+
+
+def test_statistics_folders_stay_apart_from_the_output(options: QuantizeOptions, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    for folder in (out, out / "stats", tmp_path):
+        with pytest.raises(QuantkitError, match="overlaps --out"):
+            quantize(_at(options, out=out, save_stats=folder))
+    with pytest.raises(QuantkitError, match="exclude each other"):
+        quantize(_at(options, out=out, save_stats=tmp_path / "a", stats=tmp_path / "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kept_feeder_stays_as_it_was(options: QuantizeOptions, tmp_path: Path, made: Path) -> None:
+    quantize(_at(options, out=tmp_path / "x", stats=made.parent / "stats", keep=("layers.1.mlp.up_proj",)))
+    rows = {row["name"]: row for row in json.loads((tmp_path / "x/quantkit.json").read_text())["layers"]}
+    assert rows["model.language_model.layers.1.mlp.down_proj"]["scaled_by"] == ""
+    assert rows["model.language_model.layers.2.mlp.down_proj"]["scaled_by"] not in ("", "none")

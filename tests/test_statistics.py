@@ -119,3 +119,15 @@ def test_statistics_on_disk_come_back_and_refuse_another_key(
             next(stats_file.read(tmp_path / "stats", changed, model_map))
     with pytest.raises(QuantkitError, match="no statistics folder"):
         next(stats_file.read(tmp_path, key, model_map))
+    weights = tmp_path / "stats/model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-9] + b"x" + good[-8:])
+    with pytest.raises(QuantkitError, match=r"model\.safetensors"):
+        next(stats_file.read(tmp_path / "stats", key, model_map))
+    (tmp_path / "stats/SHA256SUMS").unlink()
+    weights.write_bytes(good[:1000])
+    with pytest.raises(QuantkitError, match="missing or damaged"):
+        next(stats_file.read(tmp_path / "stats", key, model_map))
+    (tmp_path / "stats/config.json").write_text("[]")
+    with pytest.raises(QuantkitError, match="does not describe statistics"):
+        next(stats_file.read(tmp_path / "stats", key, model_map))

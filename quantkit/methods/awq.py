@@ -28,11 +28,11 @@ from quantkit.grid import GridSpec, Range, fake_quantize, full_range
 from quantkit.methods.loss import loss, product_dtype
 from quantkit.model import Feeder
 
-RATIOS = tuple(step / 10 for step in range(1, 11))
+RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 SHRINKS = (0.96, 0.92, 0.88, 0.84, 0.8, 0.75, 0.7, 0.65, 0.6)
 MAX_SCALE = 64.0  # keeps the feeder's rows and norms well inside float16
 _SEARCH_ROWS = 512  # rows of a linear that the scale search looks at; the decision at the end is on all rows
-_REFINE_STEPS = 60
+_REFINE_STEPS = 45
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def find_scale(weights: Sequence[Tensor], gram: Tensor, feeder: Feeder, spec: Gr
         value = _scaled_loss(sampled, quick_gram, expand(scale, feeder), spec)
         if value < best_loss:
             best, best_loss, origin = scale, value, "refined"
-    before = _scaled_loss(weights, quick_gram, None, spec)
-    after = before if best is None else _scaled_loss(weights, quick_gram, expand(best, feeder), spec)
+    before = _scaled_loss(weights, gram, None, spec)
+    after = before if best is None else _scaled_loss(weights, gram, expand(best, feeder), spec)
     if best is None or not after < before:
         return ScaleSearch(None, before, before, "none")
     return ScaleSearch(best, before, after, origin)
@@ -150,7 +150,7 @@ def _candidates(weights: Sequence[Tensor], gram: Tensor, feeder: Feeder) -> Iter
 
 
 def _normalised(scale: Tensor) -> Tensor:
-    """Geometric mean 1, clamped to [1 / MAX_SCALE, MAX_SCALE]; channels that carry nothing get 1."""
+    """Median 1, clamped to [1 / MAX_SCALE, MAX_SCALE]."""
     log = scale.log()
     log = torch.where(torch.isfinite(log), log, 0.0)
     return (log - log.median()).exp().clamp(1 / MAX_SCALE, MAX_SCALE)
@@ -170,7 +170,7 @@ def _refine(
             columns = expand(log_scale.exp(), feeder)
             _expected_loss(weights, importance, columns, spec).log().backward()
             optimizer.step()
-            if step % 20 == 19:
+            if step % 15 == 14:
                 yield _normalised(log_scale.detach().exp())
 
 

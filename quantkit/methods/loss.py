@@ -24,15 +24,15 @@ def loss(error: Tensor, gram: Tensor) -> float:
 
 
 def product_dtype(gram: Tensor) -> torch.dtype:
-    """The dtype to evaluate losses in: bfloat16 products (relative error of a loss below 1e-3) for large ``gram``.
+    """The dtype to *rank* candidates in: bfloat16 for large ``gram``, which takes a quarter of the time on a CPU.
 
-    They take a quarter of the time of float32 on a CPU. Descents that update a product in place stay in float32.
+    Where inputs are strongly correlated a loss may cancel below what bfloat16 resolves; decisions and reported figures
+    are therefore taken in float32.
     """
     return torch.bfloat16 if gram.shape[0] >= _LARGE else torch.float32
 
 
 def relative_error(candidate: Tensor, weight: Tensor, gram: Tensor) -> float:
     """Share of the output's energy that ``candidate`` in place of ``weight`` (float32 [out, in]) puts in error."""
-    gram = gram.to(product_dtype(gram))
-    energy = loss(weight.to(gram.dtype), gram)
-    return loss((candidate - weight).to(gram.dtype), gram) / energy if energy > 0 else 0.0
+    energy = loss(weight, gram)
+    return loss(candidate - weight, gram) / energy if energy > 0 else 0.0

@@ -14,8 +14,9 @@ import logging
 import torch
 from torch import Tensor
 
+from quantkit.errors import QuantkitError
 from quantkit.grid import GridSpec, QuantizedWeight, round_to_grid
-from quantkit.methods.loss import product_dtype, row_losses
+from quantkit.methods.loss import row_losses
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ def feedback(weight: Tensor, gram: Tensor, scales: Tensor, zeros: Tensor, spec: 
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     solved = QuantizedWeight(codes[:, back].to(torch.uint8), scales, zeros, spec)
-    gram = gram.to(product_dtype(gram))
-    losses = [row_losses((found.dequantize() - weight).to(gram.dtype), gram) for found in (plain, solved)]
+    losses = [row_losses(found.dequantize() - weight, gram) for found in (plain, solved)]
     better = (losses[1] < losses[0]).unsqueeze(1)
     return QuantizedWeight(torch.where(better, solved.codes, plain.codes), scales, zeros, spec)
 
@@ -53,6 +53,8 @@ def inverse_factor(gram: Tensor) -> Tensor:
     diagonal = gram.diagonal().clamp(min=0)
     mean = float(diagonal.mean())
     damping = DAMPING
+    if not torch.isfinite(gram).all():
+        raise QuantkitError("a Gram matrix holds NaN or Inf; gather the statistics again")
     while True:
         damped = gram.clone()
         # a channel that carries nothing gets a diagonal of its own: any code serves there

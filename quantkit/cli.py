@@ -32,6 +32,7 @@ app = typer.Typer(
 console = Console(stderr=False)
 errors = Console(stderr=True)
 
+INTERRUPTED = 130
 MODEL, GRID, DATA, RUN = "Model", "Grid", "Calibration", "Run"
 
 Model = Annotated[
@@ -367,7 +368,10 @@ def _megabytes(count: int) -> str:
 def main() -> None:
     """Entry point: every error a user can mend is one line and exit code 2; Ctrl-C is 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer's Exit comes back as its code, and Ctrl-C as 130
+        if code == INTERRUPTED:
+            _interrupted()
+        sys.exit(code or 0)
     except QuantkitError as error:
         errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -388,7 +392,7 @@ def _from_interrupt(error: BaseException | None) -> bool:
 
 def _interrupted() -> NoReturn:
     errors.print("interrupted; nothing was written", highlight=False)
-    sys.exit(130)
+    sys.exit(INTERRUPTED)
 
 
 def _click_error(error: Exception) -> None:

@@ -18,7 +18,7 @@ Where one feeder channel reaches several input channels (a KV head serves severa
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,10 +47,13 @@ FUSED_SETS = (
 
 # Modules outside the map, in the spelling that Transformers (regular expression up to a module boundary, or suffix) and
 # vLLM (prefix of its own names, then substring) both understand. The trailing dots are what vLLM's mapping needs.
+# `vpm.` and `resampler.` are SGLang's own names, which it looks up as substrings without mapping the list.
 UNQUANTIZED_MODULES = (
     "model.vision_tower.vit_merger.",
     "model.vision_tower.",
     "model.merger.",
+    "vpm.",
+    "resampler.",
     "in_proj_a",
     "in_proj_b",
     "lm_head",
@@ -280,6 +283,24 @@ def select_kept(model: ModelMap, patterns: Sequence[str]) -> tuple[set[str], dic
             if linear in fused:
                 along |= {prefix + other: name for other in fused if prefix + other not in kept}
     return kept | set(along), along
+
+
+def sglang_names(kept: Iterable[str]) -> set[str]:
+    """What SGLang calls the modules that hold these linears: its AWQ skip list knows no other spelling."""
+    fused = {
+        "self_attn.q_proj": "self_attn.qkv_proj",
+        "self_attn.k_proj": "self_attn.qkv_proj",
+        "self_attn.v_proj": "self_attn.qkv_proj",
+        "mlp.gate_proj": "mlp.gate_up_proj",
+        "mlp.up_proj": "mlp.gate_up_proj",
+        "linear_attn.in_proj_qkv": "linear_attn.in_proj_qkvz",
+        "linear_attn.in_proj_z": "linear_attn.in_proj_qkvz",
+    }
+    found = set()
+    for name in kept:
+        prefix, linear = split_name(name)
+        found.add(prefix.replace(LANGUAGE_PREFIX, "llm.", 1) + fused.get(linear, linear))
+    return found
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 from quantkit.errors import QuantkitError
 from quantkit.formats import FORMATS
 from quantkit.grid import GridSpec
-from quantkit.model import EMBEDDING, HEAD, UNQUANTIZED_MODULES, VISION_PREFIXES, ModelMap, build_map, select_kept
+from quantkit.model import (
+    EMBEDDING,
+    HEAD,
+    UNQUANTIZED_MODULES,
+    VISION_PREFIXES,
+    ModelMap,
+    build_map,
+    select_kept,
+    sglang_names,
+)
 from quantkit.recipe import QuantizeOptions
 
 if TYPE_CHECKING:
@@ -55,7 +64,7 @@ class Plan:
 
     def skipped_modules(self) -> list[str]:
         """Names for a runtime's skip list: what the model map leaves alone, and what --keep does."""
-        return [*UNQUANTIZED_MODULES, *sorted(self.kept)]
+        return [*UNQUANTIZED_MODULES, *sorted(self.kept), *sorted(sglang_names(self.kept))]
 
 
 def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, format_name: str = "awq") -> Plan:

@@ -22,6 +22,7 @@ from torch import Tensor
 import quantkit
 from quantkit import stats_file
 from quantkit.calibration import PrepareOptions, Sample, fingerprint, load_conversations, load_processor, prepare
+from quantkit.calibration.identity import identify
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.fold import fold
@@ -65,6 +66,8 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     tokens: int = 0
+    items: list[str] = field(default_factory=list)  # identities of the calibration conversations
+    pictures: list[str] = field(default_factory=list)
 
     @property
     def bytes_after(self) -> int:
@@ -156,7 +159,12 @@ def _samples(checkpoint: Checkpoint, options: QuantizeOptions, outcome: Outcome)
         max_slice_nums=options.max_slice_nums,
         seed=options.seed,
     )
-    samples = prepare(load_conversations(options.calib), load_processor(checkpoint.path), chosen)
+    conversations = load_conversations(options.calib)
+    samples = prepare(conversations, load_processor(checkpoint.path), chosen)
+    taken = {sample.id for sample in samples}
+    identities = [identify(conversation) for conversation in conversations if conversation.id in taken]
+    outcome.items = sorted(identity.item for identity in identities)
+    outcome.pictures = sorted({picture for identity in identities for picture in identity.pictures})
     outcome.samples, outcome.tokens = len(samples), sum(sample.input_ids.numel() for sample in samples)
     return samples
 
@@ -327,6 +335,9 @@ def _write_provenance(
                 "fingerprint": key.data if key else None,
                 "samples": outcome.samples,
                 "tokens": outcome.tokens,
+                # hashes, so that verify can refuse to measure on what was calibrated on
+                "items": outcome.items,
+                "pictures": outcome.pictures,
             },
             "versions": {"torch": torch.__version__, "transformers": _version("transformers")},
             "kept": sorted(plan.kept),

@@ -31,19 +31,23 @@ def measure(options: QuantizeOptions, folder: Path) -> Row:
     out = folder / f"{options.method}-{options.solver}-{options.seed}"
     outcome = quantize(options.model_copy(update={"out": out}))
     report = verify(options.model, out)
-    metrics, accuracy = report.metrics["all"], report.accuracy["all"]
-    answer, text = metrics["answer"], metrics["text"]
-    assert answer is not None and text is not None
+    group = report.group()
+    assert group is not None and group.answer is not None and group.text is not None and group.accuracy is not None
+    answer, text, accuracy = group.answer, group.text, group.accuracy
     return {
         "method": "rtn" if options.method == "rtn" else f"{options.method}, {options.solver}",
         "seed": options.seed,
-        "kl_answer": answer["kl_mean"],
-        "kl_answer_p99": answer["kl_p99"],
-        "kl_text": text["kl_mean"],
-        "top1": answer["top1_agreement"],
-        "exact_reference": accuracy["reference"],
-        "exact": accuracy["candidate"],
-        "by_modality": {name: found["answer"] for name, found in report.metrics.items() if found["answer"]},
+        "kl_answer": answer.kl_mean.value,
+        "kl_answer_p99": answer.kl_p99.value,
+        "kl_text": text.kl_mean.value,
+        "top1": answer.top1.value,
+        "exact_reference": accuracy.reference,
+        "exact": accuracy.candidate,
+        "by_modality": {
+            one.value: one.answer.model_dump()
+            for one in report.engine().groups
+            if one.by == "modality" and one.answer is not None
+        },
         "bytes": outcome.bytes_after,
         "seconds": sum(outcome.seconds.values()),
     }

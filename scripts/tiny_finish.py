@@ -71,7 +71,7 @@ def score(rows: list[dict[str, Any]], said: list[str]) -> dict[str, list[int]]:
     marks: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for row, answer in zip(rows, said, strict=True):
         for key in (row["task"], f"language {row['language']}", "all"):
-            marks[key][0] += answer == row["answer"]
+            marks[key][0] += answer == row.get("answer")
             marks[key][1] += 1
     return dict(marks)
 
@@ -134,8 +134,8 @@ def measure(checkpoint: Path, heldout: Path) -> dict[str, dict[str, list[int]]]:
             said = answers(model, processor, asked, mode)
             results[f"{name} {mode}"] = score(asked, said)
             for row, answer in zip(asked, said, strict=True):
-                if answer != row["answer"] and mode == "16x":
-                    print(f"  {name} {row['id']} {row['task']}: {row['answer']!r}, said {answer!r}")
+                if answer != row.get("answer") and mode == "16x":
+                    print(f"  {name} {row['id']} {row['task']}: {row.get('answer')!r}, said {answer!r}")
         results[f"{name} texts"] = score(texts, answers(model, processor, texts, "16x"))
         print({key: value["all"] for key, value in results.items()})
     return results

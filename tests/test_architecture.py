@@ -25,12 +25,14 @@ ALLOWED = {
     "methods": {"errors", "fold", "grid", "model"},
     "formats": {"errors", "grid"},
     "plan": {"checkpoint", "errors", "formats", "grid", "model", "recipe"},
-    "verify": {"calibration", "checkpoint", "errors", "formats"},
+    "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
+    "verify": {"calibration", "checkpoint", "errors", "formats", "integrity", "model"},
+    "report": {"errors", "verify"},
     "quantize": {
         "calibration", "checkpoint", "errors", "fold", "formats", "grid", "methods", "model", "output", "plan",
         "recipe", "statistics", "stats_file",
     },
-    "cli": {"checkpoint", "errors", "plan", "quantize", "recipe", "verify"},
+    "cli": {"checkpoint", "errors", "plan", "quantize", "recipe", "report", "verify"},
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip
@@ -78,5 +80,5 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in result.stdout
-    for command in ("awq", "rtn", "verify"):
+    for command in ("awq", "rtn", "verify", "compare"):
         assert command in result.stdout

@@ -96,6 +96,23 @@ BAD_ROWS = {
     "no frames": (json.dumps({"messages": chat({"type": "video", "video": []})}), "a video has no frames"),
     "video file": (json.dumps({"messages": chat({"type": "video", "video": "x.mp4"})}), "must be a list of frame"),
     "answer": (json.dumps({"messages": [USER], "answer": 3}), "'answer' must be text"),
+    "answers": (json.dumps({"messages": [USER], "answer": ["a", 3]}), "'answer' must be text or a list of texts"),
+    "no answers": (json.dumps({"messages": [USER], "answer": []}), "'answer' is an empty list"),
+    "metric": (
+        json.dumps({"messages": [USER], "answer": "a", "metric": "bleu"}),
+        "unknown metric 'bleu'; known: exact",
+    ),
+    "metric alone": (json.dumps({"messages": [USER], "metric": "anls"}), "metric 'anls' needs an 'answer'"),
+    "no choices": (json.dumps({"messages": [USER], "answer": "A", "metric": "choice"}), "'choice' needs 'choices'"),
+    "one choice": (json.dumps({"messages": [USER], "choices": ["x"]}), "at least two options"),
+    "letter": (json.dumps({"messages": [USER], "choices": {"a": "x", "B": "y"}}), "letter from A to Z, not 'a'"),
+    "choice text": (json.dumps({"messages": [USER], "choices": {"A": "x", "B": 2}}), "option B must be text"),
+    "27 choices": (json.dumps({"messages": [USER], "choices": ["x"] * 27}), "lists 27 options"),
+    "not a choice": (
+        json.dumps({"messages": [USER], "answer": "C", "metric": "choice", "choices": ["x", "y"]}),
+        "'C' is neither a letter nor a text of 'choices'",
+    ),
+    "tags": (json.dumps({"messages": [USER], "tags": {"level": 3}}), "'tags' must be an object of texts"),
 }
 
 
@@ -110,6 +127,23 @@ def test_a_bad_row_is_named_with_its_file_and_number(tmp_path, row, message):
         load_conversations(folder / "rows.jsonl")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_row_says_how_its_answer_is_judged(tmp_path):
+    rows = [
+        {"messages": [USER]},
+        {"messages": [USER], "answer": "blue"},
+        {"messages": [USER], "answer": ["blue", "azure"], "metric": "anls", "tags": {"set": "colour"}},
+        {"messages": [USER], "answer": "B", "metric": "choice", "choices": ["red", "blue"]},
+        {"messages": [USER], "answer": "blue", "metric": "choice", "choices": {"C": "red", "D": "blue"}},
+    ]
+    plain, stated, several, lettered, named = load_conversations(write_rows(tmp_path / "r.jsonl", rows))
+    assert (plain.answer, plain.accepted, plain.metric, plain.choices, plain.tags) == (None, (), None, None, {})
+    assert (stated.answer, stated.accepted, stated.metric) == ("blue", ("blue",), None)
+    assert (several.answer, several.accepted, several.metric) == ("blue", ("blue", "azure"), "anls")
+    assert several.tags == {"set": "colour"}
+    assert (lettered.choices, lettered.metric) == ({"A": "red", "B": "blue"}, "choice")
+    assert named.choices == {"C": "red", "D": "blue"}
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path):

@@ -109,7 +109,9 @@ def test_answers_heldout_questions(model: Any, processor: Any, heldout: list[dic
 def test_heldout_set_is_large_enough(heldout: list[dict[str, Any]]) -> None:
     assert sum(row["modality"] != "text" for row in heldout) >= 300
     assert {row["modality"] for row in heldout} == {"text", "image", "images", "video"}
-    assert all(row["answer"] == row["messages"][-1]["content"][0]["text"] for row in heldout)
+    for row in heldout:
+        stated = None if row["task"] == "story" else row["messages"][-1]["content"][0]["text"]
+        assert row.get("answer") == stated
 
 
 @pytest.mark.parametrize("mode", ["16x", "4x"])
@@ -196,7 +198,10 @@ def test_a_prompt_is_a_prefix_of_its_answered_conversation(processor: Any, heldo
     for row in heldout:
         more = {"tools": row.get("tools")}
         prompt = rendered(processor, row["messages"][:-1], add_generation_prompt=True, **more)
-        assert rendered(processor, row["messages"], **more) == prompt + row["answer"] + "<|im_end|>\n"
+        assert (
+            rendered(processor, row["messages"], **more)
+            == prompt + row["messages"][-1]["content"][0]["text"] + "<|im_end|>\n"
+        )
 
 
 def test_tokenizer_round_trip(processor: Any) -> None:

@@ -9,12 +9,16 @@ Understood per row: `messages` (or `conversations`, or the bare list), content a
 parts (`image` / `url` / `path`), OpenAI parts (`image_url`), a part without a source that takes the next of the row's
 `images` or `videos`. An image is a path relative to the file's folder (never outside it) or a base64 data URI. Pictures
 are decoded later, by `prepare`, and only those that are used. Each fault is one `QuantkitError` naming file and row.
+
+A row may say how its answer is judged: `answer` (one text, or a list of all that count as right), `metric` (one of
+`METRICS`), `choices` (letter -> text, or a list, lettered A, B, ...) and `tags` (texts to group its score by).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +31,8 @@ log = logging.getLogger(__name__)
 MODALITIES = ("text", "image", "images", "video")
 ROLES = ("system", "user", "assistant", "tool")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# how an answer is judged; the rules themselves are in quantkit.verify.scoring
+METRICS = ("exact", "anls", "relaxed", "choice", "yesno", "contains", "formula", "open", "iou")
 MANIFEST = "manifest.jsonl"
 DESCRIBE = "Describe the image."
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -44,6 +50,10 @@ class Conversation:
     answer: str | None  # the expected last answer, where the row states one
     source: str
     tools: list[dict[str, Any]] | None = field(default=None)
+    accepted: tuple[str, ...] = ()  # every answer that counts as right, `answer` first
+    metric: str | None = None  # one of METRICS
+    choices: dict[str, str] | None = None  # letter -> text, with metric "choice"
+    tags: dict[str, str] = field(default_factory=dict)  # what to group scores by
 
 
 def load_conversations(source: str | Path) -> list[Conversation]:
@@ -183,18 +193,70 @@ class _Row:
         for kind, left in self.pending.items():
             if left:
                 raise self.fault(f"{len(left)} of the row's {kind}s are used by no message; add a part for each")
-        answer = self.row.get("answer")
-        if answer is not None and not isinstance(answer, str):
-            raise self.fault(f"'answer' must be text, found {type(answer).__name__}")
+        accepted, choices = self.accepted(), self.choices()
         return Conversation(
             id=str(self.row.get("id", Path(self.where).name)),
             modality=self.modality(messages),
             language=str(self.row.get("language", "en")),
             messages=messages,
-            answer=answer,
+            answer=accepted[0] if accepted else None,
             source=self.where,
             tools=self.row.get("tools"),
+            accepted=accepted,
+            metric=self.metric(accepted, choices),
+            choices=choices,
+            tags=self.tags(),
         )
+
+    def accepted(self) -> tuple[str, ...]:
+        answer = self.row.get("answer")
+        answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
+        if answer == []:
+            raise self.fault("'answer' is an empty list; give at least one answer, or leave the key out")
+        for one in answers:
+            if not isinstance(one, str):
+                raise self.fault(f"'answer' must be text or a list of texts, found {type(one).__name__}")
+        return tuple(answers)
+
+    def choices(self) -> dict[str, str] | None:
+        """The row's options by letter, as they are written there."""
+        choices = self.row.get("choices")
+        if choices is None:
+            return None
+        if isinstance(choices, list):
+            if len(choices) > len(string.ascii_uppercase):
+                raise self.fault(f"'choices' lists {len(choices)} options; there are letters for 26")
+            choices = dict(zip(string.ascii_uppercase, choices, strict=False))
+        if not isinstance(choices, dict) or len(choices) < 2:
+            raise self.fault("'choices' must be a list or an object (letter -> text) of at least two options")
+        for letter, text in choices.items():
+            if len(letter) != 1 or letter not in string.ascii_uppercase:
+                raise self.fault(f"'choices': an option is named by a letter from A to Z, not '{letter}'")
+            if not isinstance(text, str):
+                raise self.fault(f"'choices': option {letter} must be text, found {type(text).__name__}")
+        return dict(choices)
+
+    def metric(self, accepted: tuple[str, ...], choices: dict[str, str] | None) -> str | None:
+        metric = self.row.get("metric")
+        if metric is None:
+            return None
+        if metric not in METRICS:
+            raise self.fault(f"unknown metric '{metric}'; known: {', '.join(METRICS)}")
+        if not accepted:
+            raise self.fault(f"metric '{metric}' needs an 'answer' to judge by")
+        if metric == "choice":
+            if choices is None:
+                raise self.fault("metric 'choice' needs 'choices', the options that the letters stand for")
+            for answer in accepted:
+                if answer not in choices and answer not in choices.values():
+                    raise self.fault(f"'answer' '{answer[:40]}' is neither a letter nor a text of 'choices'")
+        return str(metric)
+
+    def tags(self) -> dict[str, str]:
+        tags = self.row.get("tags", {})
+        if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
+            raise self.fault("'tags' must be an object of texts")
+        return dict(tags)
 
     def modality(self, messages: list[dict[str, Any]]) -> str:
         found = modality_of(messages)

@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Sample:
     prompt_length: int  # tokens before the last assistant answer; the whole length where there is none
     vision_mask: Tensor  # [T] bool, image and video placeholder tokens
     source: str = ""
+    messages: list[dict[str, Any]] = field(default_factory=list)  # what it was made of, shortened or not
 
     @property
     def input_ids(self) -> Tensor:
@@ -216,6 +217,7 @@ class _Builder:
             prompt_length=self._prompt_length(conversation, ids) if answered else ids.numel(),
             vision_mask=torch.isin(ids, placeholders),
             source=conversation.source,
+            messages=messages,
         )
 
     def _prompt_length(self, conversation: Conversation, ids: Tensor) -> int:

@@ -7,28 +7,19 @@ for generation. Both models get the same batches, so that identical models give 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantkit.calibration import Sample
+from quantkit.verify import layers
+from quantkit.verify.task import Answer, Observed, Scored, States, Task, Tick
 
-Tick = Callable[[int], None]  # told how many more samples are done
 IMAGE_INPUTS = ("pixel_values", "target_sizes", "pixel_values_videos", "target_sizes_videos")
 BATCH_TOKENS = 2048  # padded tokens a batch
 BATCH_SAMPLES = 32
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The scored positions of one sample, each [P]."""
-
-    positions: Tensor  # int64, the position that predicts
-    targets: Tensor  # int64, the token that follows it
-    answer: Tensor  # bool: the token belongs to the last answer, its end token included
 
 
 def scored(sample: Sample, stop_ids: set[int]) -> Scored:
@@ -44,12 +35,12 @@ def scored(sample: Sample, stop_ids: set[int]) -> Scored:
     return Scored(positions, ids[following], (following >= sample.prompt_length) & (following < end))
 
 
-def batches(samples: Sequence[Sample], lengths: Sequence[int]) -> Iterator[list[int]]:
+def batches(samples: Sequence[Sample], lengths: Sequence[int], most: int = BATCH_SAMPLES) -> Iterator[list[int]]:
     """Indices of samples that run together: one mode, like lengths, at most BATCH_TOKENS padded tokens."""
     batch: list[int] = []
     for index in sorted(range(len(samples)), key=lambda i: (samples[i].downsample_mode, lengths[i], i)):
         # sorted, so the newest is the longest
-        full = (len(batch) + 1) * lengths[index] > BATCH_TOKENS or len(batch) == BATCH_SAMPLES
+        full = (len(batch) + 1) * lengths[index] > BATCH_TOKENS or len(batch) == most
         if batch and (full or samples[index].downsample_mode != samples[batch[0]].downsample_mode):
             yield batch
             batch = []
@@ -82,11 +73,57 @@ def collate(samples: Sequence[Sample], prompts: bool, pad_id: int, device: Any) 
     return inputs
 
 
+def observe(model: Any, task: Task, tick: Tick, trust_teacher: bool) -> Observed:
+    """Run a model that is here over every item: states, greedy answers, the probed layers' outputs.
+
+    trust_teacher: take an answer as given where teacher forcing proves it (see `repeats_answer`). Right where one
+    token at a time gives the bits of many at once or nearly so; other kernels may serve one token than many.
+    """
+    states = hidden_states(model, task.samples, task.places, tick)
+    answers: list[Answer | None] = [None] * len(task.samples)
+    if task.generate:
+        answers = _answers(model, task, states, tick, trust_teacher)
+    return Observed(
+        predictions=[States(state) for state in states],
+        answers=answers,
+        head=model.get_output_embeddings().weight.detach().cpu(),  # keeps this one tensor of the model
+        layers=layers.collect(model, [task.samples[index] for index in layers.probed(task.samples)]),
+    )
+
+
+def _answers(model: Any, task: Task, states: list[Tensor], tick: Tick, trust_teacher: bool) -> list[Answer | None]:
+    """What the model answers to each item, generated only where teacher forcing cannot tell."""
+    answers: list[Answer | None] = [None] * len(task.samples)
+    running = []
+    for index, place in enumerate(task.places):
+        if trust_teacher and repeats_answer(model, states[index], place, task.stop_ids):
+            tokens = place.targets[place.answer].tolist()[:-1]
+            whole = len(tokens) < task.max_new_tokens  # the stop token counts as a new token as well
+            tokens = tokens[: task.max_new_tokens]
+            answers[index] = Answer(task.decode(tokens), tokens, whole)
+            tick(1)
+        else:
+            running.append(index)
+    pad = task.processor.tokenizer.pad_token_id
+    pad = min(task.stop_ids) if pad is None else pad
+    chosen = [task.samples[index] for index in running]
+    found = greedy(model, chosen, task.max_new_tokens, task.stop_ids, pad, tick)
+    for index, (tokens, finished) in zip(running, found, strict=True):
+        answers[index] = Answer(task.decode(tokens), tokens, finished)
+    return answers
+
+
 @torch.inference_mode()
-def hidden_states(model: Any, samples: Sequence[Sample], places: Sequence[Scored], tick: Tick) -> list[Tensor]:
+def hidden_states(
+    model: Any,
+    samples: Sequence[Sample],
+    places: Sequence[Scored],
+    tick: Tick,
+    batch_samples: int = BATCH_SAMPLES,
+) -> list[Tensor]:
     """The final hidden state at every scored position of each sample: [P, hidden] in the model's dtype, on the CPU."""
     states: list[Tensor] = [torch.empty(0)] * len(samples)
-    for batch in batches(samples, [sample.input_ids.shape[1] for sample in samples]):
+    for batch in batches(samples, [sample.input_ids.shape[1] for sample in samples], batch_samples):
         inputs = collate([samples[i] for i in batch], prompts=False, pad_id=0, device=model.device)
         output = model.model(**inputs, use_cache=False).last_hidden_state  # [B, T, hidden]
         for row, index in enumerate(batch):
@@ -112,9 +149,9 @@ def repeats_answer(model: Any, state: Tensor, place: Scored, stop_ids: set[int])
 @torch.inference_mode()
 def greedy(
     model: Any, samples: Sequence[Sample], max_new_tokens: int, stop_ids: set[int], pad_id: int, tick: Tick
-) -> list[list[int]]:
-    """Greedy answers to the samples' prompts: token ids, the stop token and what follows it left out."""
-    answers: list[list[int]] = [[] for _ in samples]
+) -> list[tuple[list[int], bool]]:
+    """Greedy answers to the samples' prompts: token ids up to the stop token, and whether one came."""
+    answers: list[tuple[list[int], bool]] = [([], False) for _ in samples]
     for batch in batches(samples, [sample.prompt_length + max_new_tokens for sample in samples]):
         inputs = collate([samples[i] for i in batch], prompts=True, pad_id=pad_id, device=model.device)
         output = model.generate(
@@ -131,6 +168,6 @@ def greedy(
         for row, index in enumerate(batch):
             new = output[row, inputs["input_ids"].shape[1] :].tolist()
             stop = next((place for place, token in enumerate(new) if token in stop_ids), len(new))
-            answers[index] = new[:stop]
+            answers[index] = (new[:stop], stop < len(new))
         tick(len(batch))
     return answers

@@ -1,32 +1,34 @@
-"""`verify`: data, two passes, metrics, report."""
+"""`verify`: integrity, data, the reference's pass, the engines, gates, report."""
 
 from __future__ import annotations
 
-import gc
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from quantkit.calibration import Conversation, PrepareOptions, Sample, load_conversations, load_processor, prepare
+from quantkit import integrity
+from quantkit.calibration import Conversation, PrepareOptions, load_conversations, load_processor, prepare
 from quantkit.calibration import fingerprint as samples_fingerprint
-from quantkit.calibration.conversations import MODALITIES
+from quantkit.calibration.identity import shared
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.verify import forward
-from quantkit.verify.engines import DTYPES, ENGINES
-from quantkit.verify.metrics import TokenMetrics, exact_match, summarize, token_metrics
-from quantkit.verify.report import Report, environment
+from quantkit.verify import forward, gates, reference
+from quantkit.verify.alarms import alarms, verdict
+from quantkit.verify.benchmarks import is_benchmark, load_benchmark, parse_name
+from quantkit.verify.engines import run_engine
+from quantkit.verify.options import VerifyOptions
+from quantkit.verify.report import Data, EngineResult, Finding, Model, Report, environment
+from quantkit.verify.summary import summarize_engine
+from quantkit.verify.task import NotRun, Target, Task
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-LOGIT_ELEMENTS = 1 << 26  # of one model's logits at a time: 256 MiB in float32
+PROVENANCE = "quantkit.json"
 
 # what two configs must agree on for their models to be comparable
 SHARED_SETTINGS = (
@@ -39,91 +41,155 @@ SHARED_SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class VerifyOptions:
-    """What decides the figures, besides the two models and the data."""
-
-    # "dequantized": our reading of the weights in the reference architecture; "transformers": the real kernels
-    engine: str = "dequantized"
-    samples: int | None = None  # None: every item
-    max_tokens: int = 2048  # an item longer than that is left out
-    downsample_mode: str = "16x"  # "16x", "4x", or "both" (alternating within each modality)
-    max_slice_nums: int | None = None  # None: the processor's own
-    seed: int = 0  # of the selection
-    dtype: str = "float32"  # "float32" shows quantization alone; in "bfloat16" its own rounding is added
-    device: str = "cpu"
-    generate: bool = True  # answers, for exact match
-    max_new_tokens: int = 32
-
-    def __post_init__(self) -> None:
-        for name, known in (("engine", ENGINES), ("dtype", DTYPES)):
-            if getattr(self, name) not in known:
-                raise QuantkitError(f"{name} '{getattr(self, name)}' is unknown to verify: use {' or '.join(known)}")
-        if self.max_new_tokens < 1:
-            raise QuantkitError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-
-
-@dataclass(frozen=True)
-class Task:
-    """Everything both passes share."""
-
-    samples: list[Sample]
-    places: list[forward.Scored]
-    answers: list[str | None]
-    processor: Any
-    stop_ids: set[int]
-    options: VerifyOptions
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What is kept of a model once it has run."""
-
-    states: list[Tensor]  # a sample: [P, hidden]
-    head: Tensor  # [V, hidden]
-    texts: list[str | None]  # generated, where the item states its answer
-
-
 def verify(
-    reference: str | Path,
+    original: str | Path,
     candidate: str | Path,
     data: str | Path = "heldout",
     *,
+    engine: str | Sequence[str] = "dequantized",
     progress: Progress | None = None,
     **options: Any,
 ) -> Report:
-    """Measure what `candidate` lost against `reference` on the conversations of `data`.
+    """Measure what `candidate` lost against `original` on the conversations of `data`.
 
-    Both are a folder, a hub id or "tiny"; `data` is what `load_conversations` takes. `options` are the fields of
-    `VerifyOptions`: `engine`, `samples`, `dtype` and so on. `progress` is told (stage, items done, items in all), the
-    stages being "reference" and "candidate". Raises `QuantkitError` for input it cannot work with.
+    `original`: a folder, a hub id or "tiny". `candidate`: the same, or a .gguf file (or a folder of them) for the
+    engine "llama.cpp"; with `url`, any name. `data`: "heldout", what `load_conversations` takes, or a benchmark's name.
+    `engine`: one or several of `ENGINES`. `options`: the other fields of `VerifyOptions`, such as `samples=64`,
+    `gates=(Gate("max_kl", 0.01),)`, `quick=True`. `progress` is told (stage, items done, items in all). Raises
+    `QuantkitError` for input it cannot work with; a fault of the candidate is part of the report instead.
     """
-    settings = VerifyOptions(**options)
-    tell = progress or (lambda stage, done, total: None)
-    checkpoints = {"reference": open_checkpoint(reference), "candidate": open_checkpoint(candidate)}
-    _check_compatible(*checkpoints.values())
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-    conversations = load_conversations(data)
-    task = _task(conversations, checkpoints["reference"], settings)
-    passes = {}
-    for stage, checkpoint in checkpoints.items():
-        seconds["prepare" if stage == "reference" else "reference"] = time.perf_counter() - clock
+    engines = (engine,) if isinstance(engine, str) else tuple(engine)
+    settings = VerifyOptions(engines=engines, **options)
+    run = _Run(settings, progress or (lambda stage, done, total: None))
+    source = open_checkpoint(original)
+    target = _target(candidate, settings)
+    report = Report(
+        verdict=verdict([], [], [], [], quick=True),
+        reference=_describe(source, source),
+        candidate=_describe_target(target, source),
+        data=None,
+        options=settings.recorded(),
+        environment=environment(),
+        seconds={},
+    )
+    run.integrity(report, source, target)
+    # a file that cannot be loaded says so among the findings; running it would only fail less clearly
+    broken = any(f.severity == "error" and f.check in ("accounting", "finite") for f in report.integrity)
+    if not settings.quick and not broken:
+        run.measure(report, source, target, data)
+    report.gates = gates.judge(settings.gates, report.engines)
+    if settings.gates and not report.engines:
+        report.gates = gates.judge(
+            settings.gates,
+            [EngineResult(name=name, status="not run", why="the file's own faults come first") for name in engines],
+        )
+    report.verdict = verdict(report.integrity, report.alarms, report.gates, report.engines, settings.quick)
+    return report
+
+
+class _Run:
+    """One verification on its way: options, progress, seconds."""
+
+    def __init__(self, options: VerifyOptions, tell: Progress) -> None:
+        self.options = options
+        self.tell = tell
+
+    def integrity(self, report: Report, source: Checkpoint, target: Target) -> None:
+        """The checks that run no model."""
+        if target.checkpoint is None:
+            return
         clock = time.perf_counter()
-        passes[stage] = _run(task, checkpoint, stage, tell)
-    seconds["candidate"] = time.perf_counter() - clock
-    clock = time.perf_counter()
-    metrics = _compare(passes["reference"], passes["candidate"], task.places, settings.device)
-    seconds["metrics"] = time.perf_counter() - clock
-    source = {"source": str(data), "available": len(conversations)}
-    return _report(task, checkpoints, source, passes, metrics, seconds)
+        self.tell("integrity", 0, 1)
+        outcome = integrity.check(target.checkpoint, source)
+        report.checks = list(outcome.checks)
+        report.integrity = [
+            Finding(severity=f.severity, check=f.check, where=f.where, message=f.message) for f in outcome.findings
+        ]
+        self.tell("integrity", 1, 1)
+        report.seconds["integrity"] = round(time.perf_counter() - clock, 3)
+
+    def measure(self, report: Report, source: Checkpoint, target: Target, data: str | Path) -> None:
+        """Everything that runs a model."""
+        options = self.options
+        if target.checkpoint is not None:
+            _check_compatible(source, target.checkpoint)
+        clock = time.perf_counter()
+        conversations, benchmark = _load(data, options)
+        task = make_task(conversations, source, options)
+        overlap = _overlap(target, task)
+        report.data = _data(str(data), len(conversations), task, overlap)
+        report.seconds["prepare"] = round(time.perf_counter() - clock, 3)
+        clock = time.perf_counter()
+        with_noise = options.noise
+        made = reference.reference_pass(
+            source, task, options.dtype, options.device, options.cache, with_noise,
+            self._ticker("reference", reference.units(task, with_noise)),
+        )  # fmt: skip
+        report.noise_floor, report.cache = made.noise, made.cache
+        report.seconds["reference"] = round(time.perf_counter() - clock, 3)
+        for name in options.engines:
+            clock = time.perf_counter()
+            report.engines.append(self._engine(name, task, target, made, benchmark))
+            report.seconds[name] = round(time.perf_counter() - clock, 3)
+        report.alarms = alarms(report.engines)
+        if overlap:
+            message = f"{len(overlap)} items were calibrated on, {overlap[0]} among them: figures would flatter"
+            report.alarms.append(Finding(severity="error", check="overlap", where=str(data), message=message))
+
+    def _engine(
+        self, name: str, task: Task, target: Target, made: reference.ReferencePass, benchmark: str | None
+    ) -> EngineResult:
+        total = len(task.samples) * (2 if task.generate else 1)
+        try:
+            observed = run_engine(name, task, target, self._ticker(name, total))
+        except NotRun as why:
+            return EngineResult(name=name, status="not run", why=str(why))
+        return summarize_engine(name, task, made.observed, observed, self.options.device, benchmark)
+
+    def _ticker(self, stage: str, total: int) -> Callable[[int], None]:
+        done = 0
+
+        def tick(count: int) -> None:
+            nonlocal done
+            done += count
+            self.tell(stage, min(done, total), total)
+
+        self.tell(stage, 0, total)
+        return tick
 
 
-def _check_compatible(reference: Checkpoint, candidate: Checkpoint) -> None:
+# ---- the candidate ---------------------------------------------------------------------------------------------------
+
+
+def _target(candidate: str | Path, options: VerifyOptions) -> Target:
+    path = Path(candidate).expanduser()
+    plain = path.suffix == ".gguf" or (
+        path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
+    )
+    named = options.url is not None and not path.exists()  # only a server knows it
+    # checksums are a check of their own, so that a flipped bit is a finding
+    checkpoint = None if plain or named else open_checkpoint(candidate, verify_checksums=False)
+    if plain and not path.exists():
+        raise QuantkitError(f"{path}: no such file")
+    return Target(
+        path=checkpoint.path if checkpoint is not None else path,
+        checkpoint=checkpoint,
+        mmproj=options.mmproj,
+        url=options.url,
+        python=options.engine_python,
+        dtype=options.dtype,
+        device=options.device,
+        served_name=options.served_name or (str(candidate) if named else None),
+        api_key=options.api_key,
+        timeout=options.timeout,
+    )
+
+
+def _check_compatible(source: Checkpoint, candidate: Checkpoint) -> None:
     """Raise unless both configs describe one architecture over one vocabulary."""
     for path in SHARED_SETTINGS:
         found = []
-        for checkpoint in (reference, candidate):
+        for checkpoint in (source, candidate):
             value: Any = checkpoint.config
             for key in path:
                 value = value.get(key) if isinstance(value, dict) else None
@@ -135,197 +201,126 @@ def _check_compatible(reference: Checkpoint, candidate: Checkpoint) -> None:
             )
 
 
-def _task(conversations: Sequence[Conversation], reference: Checkpoint, options: VerifyOptions) -> Task:
-    processor = load_processor(reference.path)
+def _describe_target(target: Target, source: Checkpoint) -> Model:
+    if target.checkpoint is not None:
+        return _describe(target.checkpoint, source)
+    files = [target.path] if target.path.is_file() else sorted(target.path.glob("*.gguf"))
+    if target.mmproj is not None:
+        files.append(target.mmproj)
+    size = sum(file.stat().st_size for file in files)
+    parameters = source.num_parameters()
+    return Model(
+        name=target.path.name,
+        fingerprint="unknown" if not files else reference.file_fingerprint(files),
+        bytes=size,
+        parameters=parameters,
+        bits_per_weight=8 * size / parameters,
+        dtype=None,
+        quantization={"quant_method": "gguf", "files": [file.name for file in files]} if files else None,
+    )
+
+
+def _describe(checkpoint: Checkpoint, source: Checkpoint) -> Model:
+    parameters = source.num_parameters()
+    return Model(
+        name=checkpoint.name,
+        fingerprint=checkpoint.fingerprint(),
+        bytes=checkpoint.total_bytes,
+        parameters=parameters,
+        bits_per_weight=8 * checkpoint.total_bytes / parameters,
+        bits_per_quantized_weight=_quantized_bits(checkpoint, source),
+        dtype=checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype")),
+        quantization=checkpoint.config.get("quantization_config"),
+    )
+
+
+def _quantized_bits(checkpoint: Checkpoint, source: Checkpoint) -> float | None:
+    """Bits a weight of the linears that the source stores plain and the candidate does not."""
+    size = count = 0
+    packed = {name.rpartition(".")[0] for name in checkpoint.tensor_names if name not in source}
+    for linear in packed:
+        if f"{linear}.weight" not in source or f"{linear}.weight" in checkpoint:
+            continue
+        shape = source.shape(f"{linear}.weight")
+        count += shape[0] * shape[1] if len(shape) == 2 else 0
+        size += sum(checkpoint.nbytes(name) for name in checkpoint.tensor_names if name.rpartition(".")[0] == linear)
+    return 8 * size / count if count else None
+
+
+# ---- the items -------------------------------------------------------------------------------------------------------
+
+
+def _load(data: str | Path, options: VerifyOptions) -> tuple[list[Conversation], str | None]:
+    """The conversations, and the benchmark's name where they are one's."""
+    if isinstance(data, str) and is_benchmark(data) and not Path(data).exists():
+        name, _, _ = parse_name(data)
+        return load_benchmark(data, limit=options.samples), name
+    return load_conversations(data), None
+
+
+def make_task(conversations: Sequence[Conversation], source: Checkpoint, options: VerifyOptions) -> Task:
+    """Prepare the items with the reference's own processor."""
+    processor = load_processor(source.path)
     for name in ("image_token_id", "video_token_id"):
-        configured, used = reference.config.get(name), getattr(processor, name)
+        configured, used = source.config.get(name), getattr(processor, name)
         if configured != used:
-            raise QuantkitError(f"{reference.path}: config.json's {name} is {configured}, its tokenizer's is {used}")
-    prepared = prepare(
+            raise QuantkitError(f"{source.path}: config.json's {name} is {configured}, its tokenizer's is {used}")
+    samples = prepare(
         conversations,
         processor,
         PrepareOptions(
             options.samples, options.max_tokens, options.downsample_mode, options.max_slice_nums, options.seed
         ),
     )
-    stated = {conversation.id: conversation.answer for conversation in conversations}
-    stop_ids = _stop_ids(reference, processor)
+    known = {conversation.id: conversation for conversation in conversations}
+    stop_ids = _stop_ids(source, processor)
     return Task(
-        samples=prepared,
-        places=[forward.scored(sample, stop_ids) for sample in prepared],
-        answers=[stated[sample.id] for sample in prepared],
+        # as the sample was made of it: an over-long conversation without a stated answer may have been shortened
+        conversations=[replace(known[sample.id], messages=sample.messages) for sample in samples],
+        samples=samples,
+        places=[forward.scored(sample, stop_ids) for sample in samples],
         processor=processor,
         stop_ids=stop_ids,
-        options=options,
+        vocab_size=int(source.config["text_config"]["vocab_size"]),
+        max_new_tokens=options.max_new_tokens,
+        generate=options.generate,
     )
 
 
-def _stop_ids(reference: Checkpoint, processor: Any) -> set[int]:
+def _stop_ids(source: Checkpoint, processor: Any) -> set[int]:
     """The tokens that end an answer: the generation config's, the config's and the tokenizer's."""
     from transformers import GenerationConfig
 
-    found = [reference.config.get("eos_token_id"), processor.tokenizer.eos_token_id]
-    if (reference.path / "generation_config.json").is_file():
-        found.append(GenerationConfig.from_pretrained(str(reference.path), local_files_only=True).eos_token_id)
+    found = [source.config.get("eos_token_id"), processor.tokenizer.eos_token_id]
+    if (source.path / "generation_config.json").is_file():
+        found.append(GenerationConfig.from_pretrained(str(source.path), local_files_only=True).eos_token_id)
     ids = {token for value in found for token in (value if isinstance(value, list) else [value]) if token is not None}
     if not ids:
-        raise QuantkitError(f"{reference.path}: no config names an end-of-sequence token (eos_token_id)")
+        raise QuantkitError(f"{source.path}: no config names an end-of-sequence token (eos_token_id)")
     return ids
 
 
-def _run(task: Task, checkpoint: Checkpoint, stage: str, tell: Progress) -> Pass:
-    """Load a model, run it over every item, and free it."""
-    options = task.options
-    # a checkpoint that is not quantized is the same on every engine
-    engine = options.engine if checkpoint.is_quantized else "dequantized"
-    model = ENGINES[engine](checkpoint, options.dtype, options.device)
-    asked = [i for i, answer in enumerate(task.answers) if options.generate and answer is not None]
-    done, total = 0, len(task.samples) + len(asked)
-
-    def tick(count: int) -> None:
-        nonlocal done
-        done += count
-        tell(stage, done, total)
-
-    tell(stage, 0, total)
-    states = forward.hidden_states(model, task.samples, task.places, tick)
-    texts = _answers(model, task, states, asked, engine, tick)
-    head = model.get_output_embeddings().weight.detach().cpu()  # keeps this one tensor of the model
-    del model
-    gc.collect()
-    _check_finite(states, task.samples, checkpoint)
-    return Pass(states, head, texts)
+def _overlap(target: Target, task: Task) -> list[str] | None:
+    """Ids of items that the candidate was calibrated on; None where its files do not say."""
+    if target.checkpoint is None:
+        return None
+    file = target.checkpoint.path / PROVENANCE
+    try:
+        calibration = json.loads(file.read_text(encoding="utf-8"))["calibration"]
+        items, pictures = list(calibration["items"]), list(calibration["pictures"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.info("%s: does not say what it was calibrated on (%s)", file, type(error).__name__)
+        return None
+    return shared(task.conversations, items, pictures)
 
 
-def _answers(
-    model: Any, task: Task, states: list[Tensor], asked: list[int], engine: str, tick: forward.Tick
-) -> list[str | None]:
-    """What the model answers to each item of `asked`, generated only where teacher forcing cannot tell."""
-    limit = task.options.max_new_tokens
-    texts: list[str | None] = [None] * len(task.samples)
-    running = []
-    for index in asked:
-        place = task.places[index]
-        # other kernels may serve one token than many: there, nothing is taken for granted
-        known = engine == "dequantized" and forward.repeats_answer(model, states[index], place, task.stop_ids)
-        if known:
-            texts[index] = _decode(task, place.targets[place.answer].tolist()[:-1][:limit])
-            tick(1)
-        else:
-            running.append(index)
-    pad = task.processor.tokenizer.pad_token_id
-    pad = min(task.stop_ids) if pad is None else pad
-    chosen = [task.samples[index] for index in running]
-    for index, tokens in zip(running, forward.greedy(model, chosen, limit, task.stop_ids, pad, tick), strict=True):
-        texts[index] = _decode(task, tokens)
-    return texts
-
-
-def _decode(task: Task, tokens: list[int]) -> str:
-    return task.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-
-def _check_finite(states: list[Tensor], samples: list[Sample], checkpoint: Checkpoint) -> None:
-    for state, sample in zip(states, samples, strict=True):
-        if not torch.isfinite(state).all():
-            raise QuantkitError(f"{checkpoint.path}: the final hidden states of item '{sample.id}' hold NaN or Inf")
-
-
-@torch.inference_mode()
-def _compare(reference: Pass, candidate: Pass, places: list[forward.Scored], device: str) -> list[TokenMetrics]:
-    """The metrics of each item, a bounded number of logits at a time."""
-    states = [torch.cat(one.states) for one in (reference, candidate)]  # [all P, hidden]
-    heads = [one.head.to(device) for one in (reference, candidate)]
-    targets = torch.cat([place.targets for place in places])
-    parts = []
-    for rows in torch.arange(len(targets)).split(max(1, LOGIT_ELEMENTS // heads[0].shape[0])):
-        first, second = (_logits(state[rows].to(device), head) for state, head in zip(states, heads, strict=True))
-        parts.append(token_metrics(first, second, targets[rows].to(device)).cpu())
-    return TokenMetrics.cat(parts).split([place.targets.numel() for place in places])
-
-
-def _logits(state: Tensor, head: Tensor, rows: int = 1 << 14) -> Tensor:
-    """state [P, hidden] times head [V, hidden] in float32, [P, V]; the head is widened a few rows at a time."""
-    parts = [state.float() @ part.float().T for part in head.split(rows)]
-    return torch.cat(parts, dim=-1)
-
-
-def _report(
-    task: Task,
-    checkpoints: dict[str, Checkpoint],
-    source: dict[str, Any],
-    passes: dict[str, Pass],
-    metrics: list[TokenMetrics],
-    seconds: dict[str, float],
-) -> Report:
-    groups = {m: [i for i, s in enumerate(task.samples) if s.modality == m] for m in MODALITIES}
-    groups = {modality: members for modality, members in groups.items() if members}
-    groups["all"] = list(range(len(task.samples)))
-    texts = {stage: one.texts for stage, one in passes.items()}
-    models = {stage: _describe(checkpoint) for stage, checkpoint in checkpoints.items()}
-    return Report(
-        reference=models["reference"],
-        candidate=models["candidate"],
-        data={
-            **source,
-            "fingerprint": samples_fingerprint(task.samples),
-            "items": len(task.samples),
-            "answers": sum(answer is not None for answer in task.answers),
-        },
-        options=asdict(task.options),
-        metrics={group: _positions(task, metrics, members) for group, members in groups.items()},
-        accuracy=_accuracies(task, texts, groups),
-        items=[_item(task, texts, metrics[index], index) for index in groups["all"]],
-        environment=environment(),
-        seconds={stage: round(value, 3) for stage, value in seconds.items()},
+def _data(source: str, available: int, task: Task, overlap: list[str] | None) -> Data:
+    return Data(
+        source=source if not Path(source).is_absolute() else Path(source).name,
+        available=available,
+        items=len(task.samples),
+        answers=sum(conversation.answer is not None for conversation in task.conversations),
+        fingerprint=samples_fingerprint(task.samples),
+        overlap="unknown" if overlap is None else "found" if overlap else "none",
+        overlapping=overlap or [],
     )
-
-
-def _positions(task: Task, metrics: list[TokenMetrics], members: list[int]) -> dict[str, dict[str, Any] | None]:
-    whole = TokenMetrics.cat([metrics[index] for index in members])
-    answer = torch.cat([task.places[index].answer for index in members])
-    return {"answer": summarize(whole[answer]), "text": summarize(whole)}
-
-
-def _accuracies(
-    task: Task, texts: dict[str, list[str | None]], groups: dict[str, list[int]]
-) -> dict[str, dict[str, Any]]:
-    """Exact match of both models, by modality; a modality without a generated answer is left out."""
-    result = {}
-    for group, members in groups.items():
-        asked = [i for i in members if texts["reference"][i] is not None]
-        if asked:
-            result[group] = {
-                "items": len(asked),
-                **{
-                    stage: sum(exact_match(texts[stage][i] or "", task.answers[i] or "") for i in asked) / len(asked)
-                    for stage in ("reference", "candidate")
-                },
-                "same_text": sum(texts["reference"][i] == texts["candidate"][i] for i in asked) / len(asked),
-            }
-    return result
-
-
-def _item(task: Task, texts: dict[str, list[str | None]], metrics: TokenMetrics, index: int) -> dict[str, Any]:
-    sample, answer = task.samples[index], metrics.kl[task.places[index].answer]
-    return {
-        "id": sample.id,
-        "modality": sample.modality,
-        "downsample_mode": sample.downsample_mode,
-        "tokens": metrics.kl.numel(),
-        "kl_mean": float(metrics.kl.double().mean()),
-        "kl_answer_mean": float(answer.double().mean()) if answer.numel() else None,
-        "answer": task.answers[index],
-        "reference": texts["reference"][index],
-        "candidate": texts["candidate"][index],
-    }
-
-
-def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "name": checkpoint.name,
-        "path": str(checkpoint.path),
-        "fingerprint": checkpoint.fingerprint(),
-        "bytes": checkpoint.total_bytes,
-        "quantization": checkpoint.config.get("quantization_config"),
-    }

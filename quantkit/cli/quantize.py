@@ -1,19 +1,14 @@
-"""The command line: arguments in, one call, a table out. Nothing heavy is imported before a command needs it."""
+"""`quantkit awq` and `quantkit rtn`: options in, one call, a table out."""
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from quantkit import __version__
+from quantkit.cli.shared import console, escape, megabytes, progress, quiet_libraries
 from quantkit.errors import QuantkitError
 
 if TYPE_CHECKING:
@@ -21,18 +16,6 @@ if TYPE_CHECKING:
     from quantkit.quantize import Outcome
     from quantkit.recipe import QuantizeOptions
 
-app = typer.Typer(
-    name="quantkit",
-    help="Quantized variants of MiniCPM-V 4.6 that load in the runtimes people use, with a measured report.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-console = Console(stderr=False)
-errors = Console(stderr=True)
-
-INTERRUPTED = 130
 MODEL, GRID, DATA, RUN = "Model", "Grid", "Calibration", "Run"
 
 Model = Annotated[
@@ -115,22 +98,6 @@ Stats = Annotated[
 ]
 
 
-def _version(value: bool) -> None:
-    if value:
-        console.print(f"quantkit {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command(epilog="Example: quantkit awq --model openbmb/MiniCPM-V-4.6 --out MiniCPM-V-4.6-AWQ")
 def awq(
     model: Model = "tiny",
     out: Out = None,
@@ -169,7 +136,6 @@ def awq(
     _run(options, dry_run)
 
 
-@app.command(epilog="Example: quantkit rtn --model tiny --out tiny-rtn")
 def rtn(
     model: Model = "tiny",
     out: Out = None,
@@ -192,50 +158,6 @@ def rtn(
         max_shard_bytes=_parse_size(max_shard_size), overwrite=overwrite,
     )  # fmt: skip
     _run(options, dry_run)
-
-
-Reference = Annotated[str, typer.Argument(help="The unquantized model: a folder, a hub id, or tiny.", metavar="REF")]
-Candidate = Annotated[Path, typer.Argument(help="Folder of the quantized model.", metavar="QUANT")]
-Items = Annotated[int | None, typer.Option("--samples", min=1, help="Items to take, by modality. [default: all]")]
-Engine = Annotated[
-    str, typer.Option(help="dequantized: the file's weights in the reference model; transformers: the real kernels.")
-]
-VerifyDtype = Annotated[str, typer.Option(help="float32 shows quantization alone; bfloat16 adds its own rounding.")]
-
-
-@app.command(epilog="Example: quantkit verify tiny tiny-AWQ")
-def verify(
-    reference: Reference,
-    candidate: Candidate,
-    data: Annotated[
-        str, typer.Option(help="heldout, or anything --calib takes; answers are scored where given.")
-    ] = "heldout",
-    samples: Items = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longer items are left out.")] = 2048,
-    downsample_mode: Annotated[str, typer.Option(help="Visual token compression: 16x, 4x or both.")] = "16x",
-    max_slice_nums: Annotated[int | None, typer.Option(min=1, help="Most slices an image is cut into.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides which items are taken.")] = 0,
-    engine: Engine = "dequantized",
-    dtype: VerifyDtype = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
-    report: Annotated[Path | None, typer.Option(help="Where to write the report. [default: QUANT/report.json]")] = None,
-) -> None:
-    """Measure what a quantized model lost: both models' forward passes over held-out images, video and text.
-
-    Prints KL divergence, top-1 agreement, exact match and perplexity by modality, and writes report.json.
-    """
-    with console.status("loading torch and transformers"):
-        _quiet_libraries()
-        from quantkit.verify import to_table
-        from quantkit.verify import verify as run
-    with _progress() as progress:
-        result = run(
-            reference, candidate, data, progress=progress, samples=samples, max_tokens=max_tokens,
-            downsample_mode=downsample_mode, max_slice_nums=max_slice_nums, seed=seed, engine=engine, dtype=dtype,
-            device=device,
-        )  # fmt: skip
-    console.print(to_table(result))
-    console.print(f"report: {result.save(report or candidate)}", highlight=False, soft_wrap=True)
 
 
 def _options(**given: Any) -> QuantizeOptions:
@@ -270,38 +192,11 @@ def _run(options: QuantizeOptions, dry_run: bool) -> None:
         _print_plan(make_plan(checkpoint, options), checkpoint.name, options)
         return
     with console.status("loading torch and transformers"):
-        _quiet_libraries()
+        quiet_libraries()
         from quantkit.quantize import quantize
-    with _progress() as report:
+    with progress() as report:
         outcome = quantize(options, report)
     _print_outcome(outcome)
-
-
-def _quiet_libraries() -> None:
-    """transformers' notes on optional kernels are no news to somebody who quantizes."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-
-
-@contextmanager
-def _progress() -> Iterator[Any]:
-    """A bar a phase; phases with names of the form "layer 3" share one."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=errors, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            key = what.split(" ")[0]
-            if key not in tasks:
-                tasks[key] = bars.add_task(what, total=total)
-            bars.update(tasks[key], description=what, completed=done, total=total)
-
-        yield report
 
 
 def _print_plan(plan: Plan, name: str, options: QuantizeOptions) -> None:
@@ -317,11 +212,11 @@ def _print_plan(plan: Plan, name: str, options: QuantizeOptions) -> None:
     console.print(table)
     _print_kept(plan)
     console.print(
-        f"size    {_megabytes(plan.bytes_before)} -> {_megabytes(plan.bytes_after)} "
+        f"size    {megabytes(plan.bytes_before)} -> {megabytes(plan.bytes_after)} "
         f"({plan.bytes_after / plan.bytes_before:.0%}); vision tower, mergers and embedding stay {plan.dtype}"
     )
-    phases = ", ".join(f"{what} {_megabytes(count)}" for what, count in plan.memory.items())
-    console.print(f"memory  about {_megabytes(plan.peak_memory)} at the peak ({phases}, and the libraries)")
+    phases = ", ".join(f"{what} {megabytes(count)}" for what, count in plan.memory.items())
+    console.print(f"memory  about {megabytes(plan.peak_memory)} at the peak ({phases}, and the libraries)")
     console.print(f"would write {options.out}", markup=False)
 
 
@@ -332,7 +227,7 @@ def _print_kept(plan: Plan) -> None:
 
 def _print_outcome(outcome: Outcome) -> None:
     plan = outcome.plan
-    table = Table(title=_escape(str(outcome.out)), title_justify="left")
+    table = Table(title=escape(str(outcome.out)), title_justify="left")
     for heading in ("linear", "layers", "bits", "mean error", "worst error", "worst layer", "scaled"):
         table.add_column(heading, justify="left" if heading == "linear" else "right", no_wrap=heading == "linear")
     kinds: dict[str, list[Any]] = {}
@@ -354,57 +249,8 @@ def _print_outcome(outcome: Outcome) -> None:
         console.print(f"calibrated on {outcome.samples} conversations, {outcome.tokens} tokens", highlight=False)
     seconds = ", ".join(f"{phase} {count:.1f} s" for phase, count in outcome.seconds.items())
     console.print(
-        f"{_megabytes(plan.bytes_before)} -> {_megabytes(outcome.bytes_after)} on disk; {seconds}", highlight=False
+        f"{megabytes(plan.bytes_before)} -> {megabytes(outcome.bytes_after)} on disk; {seconds}", highlight=False
     )
     console.print(
         f"next: quantkit verify {outcome.source} {outcome.out}", highlight=False, soft_wrap=True, markup=False
     )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def main() -> None:
-    """Entry point: every error a user can mend is one line and exit code 2; Ctrl-C is 130."""
-    try:
-        code = app(standalone_mode=False)  # typer's Exit comes back as its code, and Ctrl-C as 130
-        if code == INTERRUPTED:
-            _interrupted()
-        sys.exit(code or 0)
-    except QuantkitError as error:
-        errors.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        _interrupted()
-    except Exception as error:  # noqa: BLE001 - typer carries its own copy of click: its errors have no public class
-        if _from_interrupt(error):
-            _interrupted()
-        _click_error(error)
-
-
-def _from_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C lies behind an error: click turns it into its own, and torch may stumble while it unwinds."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _interrupted() -> NoReturn:
-    errors.print("interrupted; nothing was written", highlight=False)
-    sys.exit(INTERRUPTED)
-
-
-def _click_error(error: Exception) -> None:
-    """typer's own usage errors keep their form; anything else is a bug and keeps its traceback."""
-    show = getattr(error, "show", None)
-    if show is None:
-        raise error
-    show()
-    sys.exit(getattr(error, "exit_code", 2))
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))

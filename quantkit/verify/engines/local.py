@@ -1,4 +1,4 @@
-"""Getting a checkpoint ready to run.
+"""The two engines that hold the model here.
 
 `dequantized` puts our reading of the file into the reference architecture: it isolates the format from the kernels, and
 needs no other package. `transformers` runs the real kernels through `from_pretrained`.
@@ -6,6 +6,7 @@ needs no other package. `transformers` runs the real kernels through `from_pretr
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from torch import Tensor
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.formats import awq
+from quantkit.verify import forward
+from quantkit.verify.task import NotRun, Observed, States, Target, Task, Tick
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", d
     checkpoint = folder if isinstance(folder, Checkpoint) else open_checkpoint(folder)
     package = KERNEL_PACKAGES.get(checkpoint.quantization_method or "")
     if package and importlib.util.find_spec(package) is None:
-        raise QuantkitError(
+        raise NotRun(
             f"engine 'transformers': {checkpoint.quantization_method} weights need the package {package}; "
             f"run 'pip install {package}', or use the engine 'dequantized'"
         )
@@ -65,7 +68,29 @@ def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", d
     return model.eval() if package else model.to(device).eval()
 
 
-ENGINES: dict[str, Callable[..., Any]] = {"dequantized": load_dequantized, "transformers": load_transformers}
+LOADERS: dict[str, Callable[..., Any]] = {"dequantized": load_dequantized, "transformers": load_transformers}
+
+
+def run_local(name: str, task: Task, target: Target, tick: Tick) -> Observed:
+    """Load the candidate here, run it over every item and free it."""
+    checkpoint = target.checkpoint
+    if checkpoint is None:
+        raise QuantkitError(f"{target.path}: no checkpoint folder")
+    # a checkpoint that is not quantized is the same on both
+    engine = name if checkpoint.is_quantized else "dequantized"
+    model = LOADERS[engine](checkpoint, target.dtype, target.device)
+    observed = forward.observe(model, task, tick, trust_teacher=engine == "dequantized")
+    observed.kernel = ", ".join(sorted(_kernels(model))) or "torch"
+    del model
+    gc.collect()
+    for states, sample in zip(observed.predictions, task.samples, strict=True):
+        if isinstance(states, States) and not torch.isfinite(states.states).all():
+            raise QuantkitError(f"{checkpoint.path}: the final hidden states of item '{sample.id}' hold NaN or Inf")
+    return observed
+
+
+def _kernels(model: Any) -> set[str]:
+    return {type(module).__name__ for module in model.modules() if hasattr(module, "qweight")}
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -1,0 +1,61 @@
+"""What a conversation is, whatever file it came in: hashes that tell whether two sets share items.
+
+pictures   SHA-256 of each picture's decoded RGB pixels and size, first 16 hex digits
+item       SHA-256 over roles, texts and pictures of all messages before the last answer
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from quantkit.calibration.conversations import Conversation
+from quantkit.calibration.images import Decoder
+
+DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Hashes of one conversation."""
+
+    item: str
+    pictures: tuple[str, ...]
+
+
+def identify(conversation: Conversation) -> Identity:
+    """The hashes of a conversation; decodes its pictures. Raises `QuantkitError` where one cannot be decoded."""
+    decoder = Decoder(conversation.source)
+    messages = conversation.messages
+    if len(messages) > 1 and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    digest, pictures = hashlib.sha256(), []
+    for message in messages:
+        digest.update(f"\n{message['role']}:".encode())
+        for part in message["content"]:
+            if part["type"] == "text":
+                digest.update(json.dumps(part["text"]).encode())
+                continue
+            for reference in [part["image"]] if part["type"] == "image" else part["video"]:
+                picture = _hash_picture(decoder, reference)
+                pictures.append(picture)
+                digest.update(f"[{picture}]".encode())
+    return Identity(digest.hexdigest()[:DIGITS], tuple(pictures))
+
+
+def _hash_picture(decoder: Decoder, reference: str) -> str:
+    picture = decoder.image(reference)
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()[:DIGITS]
+
+
+def shared(conversations: Iterable[Conversation], items: Iterable[str], pictures: Iterable[str]) -> list[str]:
+    """Ids of the conversations that another set holds: the same prompt, or one of the same pictures."""
+    known, seen = set(items), set(pictures)
+    found = []
+    for conversation in conversations:
+        identity = identify(conversation)
+        if identity.item in known or seen.intersection(identity.pictures):
+            found.append(conversation.id)
+    return found

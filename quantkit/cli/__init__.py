@@ -1,0 +1,84 @@
+"""The command line: arguments in, one call, a table out. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from quantkit import __version__
+from quantkit.cli.quantize import awq, rtn
+from quantkit.cli.shared import console, errors, escape
+from quantkit.cli.verify import compare, verify
+from quantkit.errors import QuantkitError
+
+app = typer.Typer(
+    name="quantkit",
+    help="Quantized variants of MiniCPM-V 4.6 that load in the runtimes people use, with a measured report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+INTERRUPTED = 130
+
+
+def _version(value: bool) -> None:
+    if value:
+        console.print(f"quantkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command(epilog="Example: quantkit awq --model openbmb/MiniCPM-V-4.6 --out MiniCPM-V-4.6-AWQ")(awq)
+app.command(epilog="Example: quantkit rtn --model tiny --out tiny-rtn")(rtn)
+app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
+app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
+
+
+def main() -> None:
+    """Entry point: every error a user can mend is one line and exit code 2; Ctrl-C is 130."""
+    try:
+        code = app(standalone_mode=False)  # typer's Exit comes back as its code, and Ctrl-C as 130
+        if code == INTERRUPTED:
+            _interrupted()
+        sys.exit(code or 0)
+    except QuantkitError as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _interrupted()
+    except Exception as error:  # noqa: BLE001 - typer carries its own copy of click: its errors have no public class
+        if _from_interrupt(error):
+            _interrupted()
+        _click_error(error)
+
+
+def _from_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C lies behind an error: click turns it into its own, and torch may stumble while it unwinds."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _interrupted() -> NoReturn:
+    errors.print("interrupted; nothing was written", highlight=False)
+    sys.exit(INTERRUPTED)
+
+
+def _click_error(error: Exception) -> None:
+    """typer's own usage errors keep their form; anything else is a bug and keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    sys.exit(getattr(error, "exit_code", 2))

@@ -1,0 +1,50 @@
+"""What all commands share: the two consoles, progress bars, and words for sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+console = Console(stderr=False)
+errors = Console(stderr=True)
+
+
+def quiet_libraries() -> None:
+    """transformers' notes on optional kernels are no news to somebody who quantizes."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def progress() -> Iterator[Any]:
+    """A bar a phase; phases with names of the form "layer 3" share one."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=errors, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            key = what.split(" ")[0]
+            if key not in tasks:
+                tasks[key] = bars.add_task(what, total=total)
+            bars.update(tasks[key], description=what, completed=done, total=total)
+
+        yield report
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))

@@ -1,0 +1,138 @@
+"""Gates: limits that a variant must keep, each judged on the pessimistic end of the figure's 95 % interval.
+
+    max_kl             mean KL, nats a token            upper end
+    max_kl_p99         99th percentile of KL            upper end
+    min_top1           share of equal first choices     lower end
+    max_accuracy_drop  score lost, reference - candidate, as a share    upper end
+    min_agreement      share of equal greedy answers    lower end
+
+Token figures are taken at the answers' tokens, at all text where a group has none. A limit may be for one group of
+items ("image=0.01"): a modality, a mode ("16x") or a language ("zh").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.errors import QuantkitError
+from quantkit.verify.report import EngineResult, GateResult, Group
+
+GATES = ("max_kl", "max_kl_p99", "min_top1", "max_accuracy_drop", "min_agreement")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One limit for one group of items ("all": every item)."""
+
+    name: str
+    limit: float
+    group: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.name not in GATES:
+            raise QuantkitError(f"gate '{self.name}' is unknown; known are {', '.join(GATES)}")
+        if not (self.limit >= 0 and self.limit < float("inf")):
+            raise QuantkitError(f"gate {self.name}: the limit must be a number from 0 up, not {self.limit}")
+        if self.name in ("min_top1", "min_agreement", "max_accuracy_drop") and self.limit > 1:
+            raise QuantkitError(f"gate {self.name}: a share from 0 to 1, not {self.limit} (1 % is 0.01)")
+
+
+def parse(name: str, text: str) -> Gate:
+    """A gate of the command line: "0.01", or "image=0.01" for one group."""
+    group, equals, number = text.rpartition("=")
+    try:
+        return Gate(name, float(number), group.strip() if equals else "all")
+    except ValueError as error:
+        option = "--" + name.replace("_", "-")
+        raise QuantkitError(f"{option} {text!r}: write a number, or GROUP=NUMBER as in image=0.01") from error
+
+
+def read_recipe(path: Path) -> list[Gate]:
+    """The gates of a YAML file's section `gates`: a number, or numbers by group. Other sections are not looked at.
+
+    gates:
+      max_kl: 0.01
+      min_top1: {all: 0.98, video: 0.95}
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise QuantkitError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise QuantkitError(f"{path}: no valid YAML ({' '.join(str(error).split())})") from error
+    section = content.get("gates") if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        raise QuantkitError(f"{path}: has no section gates (gates: followed by limits such as max_kl: 0.01)")
+    found = []
+    for name, limits in section.items():
+        for group, limit in limits.items() if isinstance(limits, dict) else [("all", limits)]:
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+                raise QuantkitError(f"{path}: gates.{name}: {limit!r} is no number")
+            try:
+                found.append(Gate(str(name), float(limit), str(group)))
+            except QuantkitError as error:
+                raise QuantkitError(f"{path}: gates.{name}: {error}") from error
+    return found
+
+
+def judge(gates: Iterable[Gate], engines: Iterable[EngineResult]) -> list[GateResult]:
+    """Every gate on every engine. An engine that was not run, or a group without items, keeps no limit: it fails."""
+    return [_judge(gate, engine) for engine in engines for gate in gates]
+
+
+def _judge(gate: Gate, engine: EngineResult) -> GateResult:
+    group = next((one for one in engine.groups if one.value == gate.group), None)
+    value = _FIGURES[gate.name](group) if group is not None else None
+    if value is None:
+        passed = False
+        why = f"not run: {engine.why}" if engine.status == "not run" else f"nothing to judge in group '{gate.group}'"
+        message = f"{gate.name} on {gate.group} ({engine.name}): {why}"
+    else:
+        passed = value >= gate.limit if gate.name.startswith("min_") else value <= gate.limit
+        sign = "at least" if gate.name.startswith("min_") else "at most"
+        message = f"{gate.name} on {gate.group} ({engine.name}): {value:.4g}, {sign} {gate.limit:g} is asked for"
+    return GateResult(
+        gate=gate.name,
+        group=gate.group,
+        engine=engine.name,
+        limit=gate.limit,
+        value=value,
+        passed=passed,
+        message=message,
+    )
+
+
+def _max_kl(group: Group) -> float | None:
+    tokens = group.answer or group.text
+    return tokens.kl_mean.high if tokens else None
+
+
+def _max_kl_p99(group: Group) -> float | None:
+    tokens = group.answer or group.text
+    return tokens.kl_p99.high if tokens else None
+
+
+def _min_top1(group: Group) -> float | None:
+    tokens = group.answer or group.text
+    return tokens.top1.low if tokens else None
+
+
+def _max_accuracy_drop(group: Group) -> float | None:
+    return -group.accuracy.difference.low if group.accuracy else None
+
+
+def _min_agreement(group: Group) -> float | None:
+    return group.generation.same.low if group.generation else None
+
+
+_FIGURES: dict[str, Callable[[Group], float | None]] = {
+    "max_kl": _max_kl,
+    "max_kl_p99": _max_kl_p99,
+    "min_top1": _min_top1,
+    "max_accuracy_drop": _max_accuracy_drop,
+    "min_agreement": _min_agreement,
+}

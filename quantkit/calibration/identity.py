@@ -1,7 +1,8 @@
 """What a conversation is, whatever file it came in: hashes that tell whether two sets share items.
 
 pictures   SHA-256 of each picture's decoded RGB pixels and size, first 16 hex digits
-item       SHA-256 over roles, texts and pictures of all messages before the last answer
+item       SHA-256 over roles, texts and pictures of the messages: of all of them in a chat of text alone, where many share
+           a prompt ("Please go on."); of those before the last answer where there are pictures
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def identify(conversation: Conversation) -> Identity:
     """The hashes of a conversation; decodes its pictures. Raises `QuantkitError` where one cannot be decoded."""
     decoder = Decoder(conversation.source)
     messages = conversation.messages
-    if len(messages) > 1 and messages[-1]["role"] == "assistant":
+    if conversation.modality != "text" and len(messages) > 1 and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
     digest, pictures = hashlib.sha256(), []
     for message in messages:

@@ -236,7 +236,7 @@ def _print_report(result: Report) -> None:
 
     for engine in result.engines:
         if engine.status == "ran":
-            console.print(to_table(result, engine))
+            console.print(to_table(result, engine, console.width))
             for reason, count in engine.left_out.items():
                 console.print(f"left out: {count} items: {reason}", markup=False, highlight=False)
         else:

@@ -56,7 +56,8 @@ def _disagrees(baseline: EngineResult, engine: EngineResult) -> Finding | None:
     found = next((group for group in engine.groups if group.by == "all"), None)
     if engine is baseline or expected is None or found is None:
         return None
-    first, second = expected.answer or expected.text, found.answer or found.text
+    pairs = ((expected.answer, found.answer), (expected.text, found.text))
+    first, second = next(((a, b) for a, b in pairs if a is not None and b is not None), (None, None))
     if first is None or second is None:
         return None
     if second.kl_mean.low <= max(DISAGREEMENT * first.kl_mean.high, DISAGREEMENT_FLOOR):
@@ -69,9 +70,14 @@ def _disagrees(baseline: EngineResult, engine: EngineResult) -> Finding | None:
 
 
 def verdict(
-    integrity: list[Finding], alarms: list[Finding], gates: list[GateResult], engines: list[EngineResult], quick: bool
+    integrity: list[Finding],
+    alarms: list[Finding],
+    gates: list[GateResult],
+    engines: list[EngineResult],
+    quick: bool,
+    checked: bool = True,
 ) -> Verdict:
-    """One word, one line, and the lines that explain it."""
+    """One word, one line, and the lines that explain it. `checked`: the integrity checks ran."""
     errors = [finding for finding in (*integrity, *alarms) if finding.severity == "error"]
     failed = [gate for gate in gates if not gate.passed]
     if errors or failed:
@@ -81,7 +87,10 @@ def verdict(
         return Verdict(status="fail", headline=", ".join(counts), lines=lines + [gate.message for gate in failed])
     lines = [f"engine {engine.name} not run: {engine.why}" for engine in engines if engine.status == "not run"]
     if quick:
-        return Verdict(status="measured", headline="The file is in order; nothing was run", lines=lines)
+        headline = "The file is in order; nothing was run" if checked else "Nothing was checked: no safetensors folder"
+        return Verdict(status="measured", headline=headline, lines=lines)
+    if not any(engine.status == "ran" for engine in engines):
+        return Verdict(status="measured", headline="Nothing was measured: no engine ran", lines=lines)
     if gates:
         return Verdict(status="pass", headline=f"All {len(gates)} gates kept", lines=lines)
     return Verdict(status="measured", headline="No fault found; no gate was set", lines=lines)

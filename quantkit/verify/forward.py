@@ -140,7 +140,8 @@ def repeats_answer(model: Any, state: Tensor, place: Scored, stop_ids: set[int])
     run it. `state` [P, hidden] are the states at the scored positions.
     """
     targets = place.targets[place.answer]
-    if not targets.numel() or int(targets[-1]) not in stop_ids:
+    ends = [int(token) in stop_ids for token in targets]
+    if not ends or not ends[-1] or any(ends[:-1]):  # generation would end at the first
         return False
     logits = model.get_output_embeddings()(state[place.answer].to(model.device))
     return torch.equal(logits.argmax(-1).cpu(), targets)

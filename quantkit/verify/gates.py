@@ -43,10 +43,13 @@ def parse(name: str, text: str) -> Gate:
     """A gate of the command line: "0.01", or "image=0.01" for one group."""
     group, equals, number = text.rpartition("=")
     try:
-        return Gate(name, float(number), group.strip() if equals else "all")
-    except ValueError as error:
+        limit = float(number) if group.strip() or not equals else None
+    except ValueError:
+        limit = None
+    if limit is None:
         option = "--" + name.replace("_", "-")
-        raise QuantkitError(f"{option} {text!r}: write a number, or GROUP=NUMBER as in image=0.01") from error
+        raise QuantkitError(f"{option} {text!r}: write a number, or GROUP=NUMBER as in image=0.01")
+    return Gate(name, limit, group.strip() if equals else "all")
 
 
 def read_recipe(path: Path) -> list[Gate]:

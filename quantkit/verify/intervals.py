@@ -7,7 +7,7 @@ chapter 3.8). McNemar, 1947: under no difference, the items that only one model 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import comb
+from math import ceil, comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,8 @@ def quantile_interval(values: Floats, owners: NDArray[np.int64], q: float, items
     as good as impossible, and would be counted at its edge.
     """
     value = float(np.quantile(values, q))
-    tail = values >= np.quantile(values, max(0.0, 1 - 10 * (1 - q)))
-    order = np.argsort(-values[tail], kind="stable")
-    ordered, whose = values[tail][order], owners[tail][order]
+    tail = np.argsort(-values, kind="stable")[: ceil(min(1.0, 10 * (1 - q)) * len(values))]
+    ordered, whose = values[tail], owners[tail]
     weights = draws(items, QUANTILE_DRAWS)
     total = weights @ np.bincount(owners, minlength=items).astype(np.float64)
     above = np.cumsum(weights[:, whose], axis=1)  # [draws, tail tokens], descending values

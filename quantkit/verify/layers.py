@@ -9,6 +9,7 @@ so that scale is fitted (least squares) before its error is taken.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from quantkit.verify.report import LayerError
 
 ITEMS_A_MODALITY = 1
 ROWS = 16  # kept of each output and item
+LARGEST = 1e4  # of an error: a ruined model's is capped, so that it can be written
 ROW_SCALED = ("mlp.up_proj", "self_attn.v_proj")
 _BLOCK = re.compile(r"model\.language_model\.layers\.(\d+)")
 _LINEAR = re.compile(r"model\.language_model\.layers\.(\d+)\.((?:self_attn|linear_attn|mlp)\.\w+_proj\w*)")
@@ -79,14 +81,17 @@ def collect(model: Any, samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 def relative_error(reference: Tensor, candidate: Tensor, fit_channels: bool = False) -> float:
-    """||candidate - reference|| / ||reference||, [rows, channels] each; 0 where both are zero."""
+    """||candidate - reference|| / ||reference||, [rows, channels] each; 0 where both are zero, at most `LARGEST`."""
     reference, candidate = reference.double(), candidate.double()
     if fit_channels:
         scale = (reference * candidate).sum(0) / candidate.square().sum(0).clamp_min(1e-300)
         candidate = candidate * scale.clamp_min(0)
     norm = float(reference.norm())
     difference = float((candidate - reference).norm())
-    return difference / norm if norm else (0.0 if difference == 0 else float("inf"))
+    if difference == 0:
+        return 0.0
+    error = difference / norm if norm else LARGEST
+    return min(error, LARGEST) if math.isfinite(error) else LARGEST
 
 
 def errors(reference: dict[str, Tensor], candidate: dict[str, Tensor]) -> list[LayerError]:

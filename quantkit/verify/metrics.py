@@ -63,15 +63,16 @@ def token_metrics(reference: Tensor, candidate: Tensor, targets: Tensor) -> Toke
     shift = (candidate - reference).nan_to_num_(nan=0.0)
     logit_square = shift.var(-1, correction=0)  # the mean is the centring
     p, q = reference.log_softmax(-1), candidate.log_softmax(-1)
-    # where p_ref underflows to zero, 0 * inf must count as the limit, 0
-    kl = (p.exp() * (p - q)).nan_to_num_(nan=0.0, posinf=math.inf).sum(-1)
+    mass = p.exp()
+    # where p_ref is zero, 0 * inf must count as the limit, 0; anything else that is not a number is a ruined model
+    kl = torch.where(mass > 0, mass * (p - q), 0.0).sum(-1).nan_to_num_(nan=math.inf, posinf=math.inf)
     best, others = p.topk(min(TOP, p.shape[-1])).indices, q.topk(min(TOP, q.shape[-1])).indices
     return TokenMetrics(
         kl=kl.clamp_(min=0),
         agree=p.argmax(-1) == q.argmax(-1),
         top5=(best[:, :, None] == others[:, None, :]).any(-1).float().mean(-1),
         nll_reference=-p.gather(-1, targets[:, None])[:, 0],
-        nll_candidate=-q.gather(-1, targets[:, None])[:, 0],
+        nll_candidate=-q.gather(-1, targets[:, None])[:, 0].nan_to_num(nan=-math.inf, neginf=-math.inf),
         logit_square=logit_square,
         coverage=torch.ones_like(kl),
     )
@@ -93,7 +94,7 @@ def topk_metrics(reference: Tensor, ids: Tensor, logp: Tensor, target_logp: Tens
     q_rest = (1 - q_known.exp().sum(-1)).clamp_min(REST_FLOOR)
     rest = torch.where(p_rest > REST_FLOOR, p_rest * (p_rest.clamp_min(REST_FLOOR) / q_rest).log(), 0.0)
     order = q_known.argsort(-1, descending=True)
-    first = safe.gather(-1, order)[:, :TOP]
+    first = ids.gather(-1, order)[:, :TOP]  # -1, which is no token, comes last
     best = p.topk(min(TOP, p.shape[-1])).indices
     hit = safe == targets[:, None]
     found = torch.where(hit & known, q_known, -math.inf).amax(-1)
@@ -140,7 +141,7 @@ def summarize(metrics: TokenMetrics, owners: Tensor) -> TokenSummary | None:
         top5=float(metrics.top5.double().mean()),
         rms_dp=float(dp.double().square().mean().sqrt()) if dp.numel() else 0.0,
         perplexity_reference=perplexity(metrics.nll_reference),
-        perplexity_candidate=perplexity(metrics.nll_candidate[told]),
+        perplexity_candidate=perplexity(metrics.nll_candidate[told]) if dp.numel() else None,
         perplexity_ratio=mean_interval(
             per_item(gain), np.maximum(counted, 1e-12), lambda x: np.exp(np.minimum(x, 700))
         ),

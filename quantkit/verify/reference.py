@@ -38,7 +38,8 @@ from quantkit.calibration.conversations import MODALITIES
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.model import EMBEDDING, HEAD
-from quantkit.verify import forward, layers
+from quantkit.verify import compare, forward, layers, metrics
+from quantkit.verify.engines import local
 from quantkit.verify.engines.local import DTYPES, load_dequantized
 from quantkit.verify.report import CacheInfo, NoiseRow
 from quantkit.verify.task import Answer, Observed, States, Task, Tick
@@ -46,7 +47,7 @@ from quantkit.verify.task import Answer, Observed, States, Task, Tick
 log = logging.getLogger(__name__)
 
 NOISE_ITEMS = 16
-CODE = (forward.__file__, layers.__file__, __file__)
+CODE = (forward.__file__, layers.__file__, local.__file__, compare.__file__, metrics.__file__, __file__)
 
 
 @dataclass
@@ -181,11 +182,9 @@ def _noise(
     head: Tensor | None,
     other: Tensor | None,
 ) -> NoiseRow:
-    from quantkit.verify.compare import compare_states
-
     assert head is not None and other is not None
-    metrics = compare_states(torch.cat([e.states for e in expected]), torch.cat(found), head, other, task.places)
-    kl = metrics.kl.double()
+    tokens = compare.compare_states(torch.cat([e.states for e in expected]), torch.cat(found), head, other, task.places)
+    kl = tokens.kl.double()
     return NoiseRow(
         name=name,
         what=what,
@@ -194,8 +193,8 @@ def _noise(
         kl_mean=float(kl.mean()),
         kl_p99=float(torch.quantile(kl, 0.99)),
         kl_max=float(kl.max()),
-        top1=float(metrics.agree.double().mean()),
-        logit_rms=float(metrics.logit_square.double().mean().sqrt()),
+        top1=float(tokens.agree.double().mean()),
+        logit_rms=float(tokens.logit_square.double().mean().sqrt()),
     )
 
 
@@ -217,6 +216,7 @@ def _write(entry: Path, made: ReferencePass) -> None:
         save_file(tensors, partial / "pass.safetensors")
         content = {
             "sha256": _sha256(partial / "pass.safetensors"),
+            "layers": list(made.observed.layers),  # in the model's order, which the other file does not keep
             "answers": [asdict(answer) if answer else None for answer in made.observed.answers],
             "noise": [row.model_dump() for row in made.noise],
             "seconds": made.seconds,
@@ -225,8 +225,8 @@ def _write(entry: Path, made: ReferencePass) -> None:
         if entry.exists():
             shutil.rmtree(entry)
         partial.rename(entry)
-    except OSError as error:
-        log.warning("%s: the reference pass could not be kept (%s)", entry.parent, error.strerror)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s: the reference pass could not be kept (%s)", entry.parent, error)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -240,6 +240,8 @@ def _read(entry: Path, key: str, checkpoint: Checkpoint, task: Task, dtype: str)
         tensors = load_file(entry / "pass.safetensors")
         lengths = [place.positions.numel() for place in task.places]
         states = tensors.pop("states").split(lengths)
+        probed = {name: tensors[f"layers.{name}"] for name in content["layers"]}
+        seconds = float(content["seconds"])
         answers = [Answer(**answer) if answer else None for answer in content["answers"]]
         noise = [NoiseRow.model_validate(row) for row in content["noise"]]
         if len(answers) != len(task.samples):
@@ -251,10 +253,10 @@ def _read(entry: Path, key: str, checkpoint: Checkpoint, task: Task, dtype: str)
         predictions=[States(state) for state in states],
         answers=answers,
         head=head_of(checkpoint, dtype),
-        layers={name.removeprefix("layers."): rows for name, rows in tensors.items()},
+        layers=probed,
     )
     cache = _describe(entry, key, hit=True, positions=_count(task))
-    return ReferencePass(observed, noise, cache, float(content["seconds"]))
+    return ReferencePass(observed, noise, cache, seconds)
 
 
 def _describe(entry: Path, key: str, hit: bool, positions: int) -> CacheInfo | None:

@@ -51,7 +51,7 @@ class TokenSummary(Part):
     top5: float = Field(description="mean share of the reference's five first choices among the candidate's five")
     rms_dp: float = Field(description="root mean square of p_candidate - p_reference of the token that follows")
     perplexity_reference: float
-    perplexity_candidate: float
+    perplexity_candidate: float | None = Field(description="null where the engine never says the token that follows")
     perplexity_ratio: Interval = Field(description="candidate / reference")
     logit_rms: float | None = Field(
         description="root mean square difference of centred logits; null where the engine gives no logits"
@@ -266,10 +266,16 @@ class Report(Part):
     seconds: dict[str, float]
 
     def engine(self, name: str | None = None) -> EngineResult:
-        """The result of an engine by name; without one, the first that ran (the first of all, if none did)."""
-        if name is not None:
-            return next(result for result in self.engines if result.name == name)
-        return next((result for result in self.engines if result.status == "ran"), self.engines[0])
+        """The result of an engine by name; without one, the first that ran (the first of all, if none did).
+
+        Raises `QuantkitError` where the report has none such, as after `quick=True`.
+        """
+        ran = [result for result in self.engines if result.status == "ran"]
+        chosen = [*ran, *self.engines] if name is None else [one for one in self.engines if one.name == name]
+        if not chosen:
+            known = ", ".join(result.name for result in self.engines) or "none, as no model was run"
+            raise QuantkitError(f"the report has no figures of {name or 'any engine'}; it has those of: {known}")
+        return chosen[0]
 
     def group(self, by: str = "all", value: str = "all", engine: str | None = None) -> Group | None:
         """The figures of one group of items, None where the engine has none."""

@@ -79,11 +79,12 @@ def verify(
         run.measure(report, source, target, data)
     report.gates = gates.judge(settings.gates, report.engines)
     if settings.gates and not report.engines:
+        why = "quick runs no engine" if settings.quick else "the file's own faults come first"
         report.gates = gates.judge(
-            settings.gates,
-            [EngineResult(name=name, status="not run", why="the file's own faults come first") for name in engines],
+            settings.gates, [EngineResult(name=name, status="not run", why=why) for name in engines]
         )
-    report.verdict = verdict(report.integrity, report.alarms, report.gates, report.engines, settings.quick)
+    checked = bool(report.checks)
+    report.verdict = verdict(report.integrity, report.alarms, report.gates, report.engines, settings.quick, checked)
     return report
 
 
@@ -116,8 +117,8 @@ class _Run:
         clock = time.perf_counter()
         conversations, benchmark = _load(data, options)
         task = make_task(conversations, source, options)
-        overlap = _overlap(target, task)
-        report.data = _data(str(data), len(conversations), task, overlap)
+        overlap = _overlap(target, task, conversations)
+        report.data = _data(_shown(str(data)), len(conversations), task, overlap)
         report.seconds["prepare"] = round(time.perf_counter() - clock, 3)
         clock = time.perf_counter()
         with_noise = options.noise
@@ -133,8 +134,8 @@ class _Run:
             report.seconds[name] = round(time.perf_counter() - clock, 3)
         report.alarms = alarms(report.engines)
         if overlap:
-            message = f"{len(overlap)} items were calibrated on, {overlap[0]} among them: figures would flatter"
-            report.alarms.append(Finding(severity="error", check="overlap", where=str(data), message=message))
+            message = f"{len(overlap)} of the items calibrated on, {overlap[0]} among them: figures would flatter"
+            report.alarms.append(Finding(severity="error", check="overlap", where=report.data.source, message=message))
 
     def _engine(
         self, name: str, task: Task, target: Target, made: reference.ReferencePass, benchmark: str | None
@@ -205,7 +206,7 @@ def _describe_target(target: Target, source: Checkpoint) -> Model:
     if target.checkpoint is not None:
         return _describe(target.checkpoint, source)
     files = [target.path] if target.path.is_file() else sorted(target.path.glob("*.gguf"))
-    if target.mmproj is not None:
+    if target.mmproj is not None and target.mmproj not in files:
         files.append(target.mmproj)
     size = sum(file.stat().st_size for file in files)
     parameters = source.num_parameters()
@@ -300,8 +301,11 @@ def _stop_ids(source: Checkpoint, processor: Any) -> set[int]:
     return ids
 
 
-def _overlap(target: Target, task: Task) -> list[str] | None:
-    """Ids of items that the candidate was calibrated on; None where its files do not say."""
+def _overlap(target: Target, task: Task, conversations: Sequence[Conversation]) -> list[str] | None:
+    """Ids of items that the candidate was calibrated on; None where its files do not say.
+
+    Compared are whole conversations, as calibration records them, not what was left of an over-long one.
+    """
     if target.checkpoint is None:
         return None
     file = target.checkpoint.path / PROVENANCE
@@ -311,12 +315,20 @@ def _overlap(target: Target, task: Task) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.info("%s: does not say what it was calibrated on (%s)", file, type(error).__name__)
         return None
-    return shared(task.conversations, items, pictures)
+    taken = {sample.id for sample in task.samples}
+    return shared([one for one in conversations if one.id in taken], items, pictures)
+
+
+def _shown(source: str) -> str:
+    """The data's name for a report: no place of this machine, also where a benchmark is read from a local copy."""
+    name, equals, place = source.partition("=") if is_benchmark(source) else ("", "", source)
+    path = Path(place).expanduser()
+    return name + equals + (path.name if path.is_absolute() else place)
 
 
 def _data(source: str, available: int, task: Task, overlap: list[str] | None) -> Data:
     return Data(
-        source=source if not Path(source).is_absolute() else Path(source).name,
+        source=source,
         available=available,
         items=len(task.samples),
         answers=sum(conversation.answer is not None for conversation in task.conversations),

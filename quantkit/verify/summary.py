@@ -18,7 +18,7 @@ from quantkit.verify.intervals import mcnemar, mean_interval
 from quantkit.verify.metrics import TokenMetrics, histogram, summarize
 from quantkit.verify.report import Accuracy, EngineResult, Group, Histogram, Interval, Item, McNemar
 from quantkit.verify.scoring import score
-from quantkit.verify.task import Answer, Observed, States, Task
+from quantkit.verify.task import Answer, Observed, Task, TopK
 from quantkit.verify.thumbnails import thumbnails
 
 WORST = 12  # items shown with their pictures
@@ -48,7 +48,7 @@ def summarize_engine(
         status="ran",
         kernel=candidate.kernel,
         versions=candidate.versions,
-        exact=all(isinstance(p, States) for p in candidate.predictions),
+        exact=not any(isinstance(p, TopK) for p in candidate.predictions),
         left_out=dict(reasons),
         groups=_groups(task, compared),
         benchmark=_benchmark(benchmark, compared),
@@ -186,7 +186,7 @@ def _badness(item: Item) -> tuple[float, float]:
     """Lost answers first, then answers that differ, then KL."""
     lost = (item.reference_score or 0.0) - (item.candidate_score or 0.0)
     differs = item.diverged_at is not None or item.reference_text != item.candidate_text
-    return (2 * lost if lost > 0 else float(differs)), item.kl_answer_mean or item.kl_mean or 0.0
+    return (1 + lost if lost > 0 else float(differs)), item.kl_answer_mean or item.kl_mean or 0.0
 
 
 def _item(task: Task, one: Compared) -> Item:

@@ -62,7 +62,7 @@ def run_engine(name: str, task: Task, target: Target, tick: Tick) -> Observed:
     if name not in ENGINES:
         raise QuantkitError(f"--engine {name}: unknown; known are {', '.join(ENGINES)}")
     if name in EXACT and target.checkpoint is None:
-        raise NotRun(f"engine '{name}' reads a folder with config.json and safetensors; {target.path} is none")
+        raise NotRun(f"engine '{name}' reads a folder with config.json and safetensors; {target.path.name} is none")
     if name == "llama.cpp" and target.checkpoint is not None and not target.url:
-        raise NotRun(f"engine 'llama.cpp' reads GGUF files; {target.path} holds safetensors")
+        raise NotRun(f"engine 'llama.cpp' reads GGUF files; {target.path.name} holds safetensors")
     return ENGINES[name](task, target, tick)

@@ -1,8 +1,8 @@
 """What a conversation is, whatever file it came in: hashes that tell whether two sets share items.
 
 pictures   SHA-256 of each picture's decoded RGB pixels and size, first 16 hex digits
-item       SHA-256 over roles, texts and pictures of the messages: of all of them in a chat of text alone, where many share
-           a prompt ("Please go on."); of those before the last answer where there are pictures
+item       SHA-256 over roles, texts and pictures of the messages: of all of them in a chat of text alone, where many
+           share a prompt ("Please go on."); of those before the last answer where there are pictures
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantkit.verify.report import EngineResult, Finding, GateResult, Group, Verdict
 
 RUINED_KL = 1.0  # nats a token, lower end; four bits cost a hundredth of it
-RUINED_TOP1 = 0.5
+RUINED_TOP1, RUINED_TOP1_KL = 0.5, 0.2  # the share alone says little: nearly equal first choices swap for nothing
 DISAGREEMENT = 3.0  # an engine's KL over that of our reading of the same file
 DISAGREEMENT_FLOOR = 0.005  # nats; below, runtimes differ by their own rounding
 DEGENERATE = 0.05  # more loops or empty answers than the reference has, as a share of items
@@ -27,7 +27,10 @@ def alarms(engines: list[EngineResult]) -> list[Finding]:
 
 def _ruined(engine: EngineResult, group: Group) -> list[Finding]:
     tokens = group.text
-    if tokens is None or (tokens.kl_mean.low < RUINED_KL and tokens.top1.high > RUINED_TOP1):
+    if tokens is None:
+        return []
+    other_words = tokens.top1.high < RUINED_TOP1 and tokens.kl_mean.low > RUINED_TOP1_KL
+    if tokens.kl_mean.low < RUINED_KL and not other_words:
         return []
     message = (
         f"mean KL {tokens.kl_mean.value:.3g}, same first choice {tokens.top1.value:.1%}: another model, or damaged"

@@ -12,6 +12,7 @@ items ("image=0.01"): a modality, a mode ("16x") or a language ("zh").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,14 @@ def read_recipe(path: Path) -> list[Gate]:
     found = []
     for name, limits in section.items():
         for group, limit in limits.items() if isinstance(limits, dict) else [("all", limits)]:
-            if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+            try:
+                number = math.nan if isinstance(limit, bool) else float(limit)  # YAML takes 1e-3 for a text
+            except (TypeError, ValueError):
+                number = math.nan
+            if math.isnan(number):
                 raise QuantkitError(f"{path}: gates.{name}: {limit!r} is no number")
             try:
-                found.append(Gate(str(name), float(limit), str(group)))
+                found.append(Gate(str(name), number, str(group)))
             except QuantkitError as error:
                 raise QuantkitError(f"{path}: gates.{name}: {error}") from error
     return found

@@ -130,7 +130,14 @@ class _Run:
         report.seconds["reference"] = round(time.perf_counter() - clock, 3)
         for name in options.engines:
             clock = time.perf_counter()
-            report.engines.append(self._engine(name, task, target, made, benchmark))
+            try:
+                result = self._engine(name, task, target, made, benchmark)
+            except QuantkitError as problem:
+                if not any(finding.severity == "error" for finding in report.integrity):
+                    raise
+                # the file's own faults explain it; the report says both
+                result = EngineResult(name=name, status="not run", why=str(problem))
+            report.engines.append(result)
             report.seconds[name] = round(time.perf_counter() - clock, 3)
         report.alarms = alarms(report.engines)
         if overlap:

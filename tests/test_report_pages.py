@@ -430,10 +430,15 @@ def test_same_or_missing_answers_are_not_marked() -> None:
 
 def test_worst_items_come_first() -> None:
     engine = samples.sample().engines[0]
-    shown = [items.severity(item) for item in items.worst(engine)]
-    assert shown == sorted((items.severity(item) for item in engine.items), reverse=True)[: items.WORST]
-    none = engine.items[0].model_copy(update={"kl_answer_mean": None, "kl_mean": None})
-    assert items.severity(none) < 0
+    shown = [item.severity() for item in items.worst(engine)]
+    assert shown == sorted((item.severity() for item in engine.items), reverse=True)[: items.WORST]
+    calm = engine.items[0].model_copy(
+        update={"reference_text": "a", "candidate_text": "a", "diverged_at": None, "kl_answer_mean": 5.0}
+    )
+    right = {"reference_score": 1.0, "candidate_score": 1.0}
+    other = calm.model_copy(update={"candidate_text": "b", "kl_answer_mean": 0.1} | right)
+    lost = other.model_copy(update={"candidate_score": 0.0, "kl_answer_mean": None, "kl_mean": None})
+    assert lost.severity() > other.severity() > calm.model_copy(update=right).severity()
 
 
 # ---- Markdown

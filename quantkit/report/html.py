@@ -256,8 +256,8 @@ def _worst(engine: EngineResult) -> Section | None:
         return None
     shown = items.worst(engine)
     reading = (
-        f"The {len(shown)} items with the largest mean KL: what both answers share is plain, the first token that "
-        "differs is marked in each."
+        f"The {len(shown)} worst items, lost answers first, then other answers, then the largest KL: what both answers "
+        "share is plain, the first token that differs is marked in each."
     )
     if len(shown) == 1:
         reading = "The one item: what both answers share is plain, the first token that differs is marked in each."

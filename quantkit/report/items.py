@@ -17,15 +17,14 @@ WORST = 12
 TOKEN = re.compile(r"\s*(?:[^\W\u2e80-\u9fff\uac00-\ud7ff]+|\S)|\s+")
 
 
-def severity(item: Item) -> float:
-    """What items are ranked by: mean KL over the answer, over all text where there is no answer."""
-    kl = item.kl_answer_mean if item.kl_answer_mean is not None else item.kl_mean
-    return -1.0 if kl is None else kl
-
-
 def worst(engine: EngineResult, most: int = WORST) -> list[Item]:
-    """The items with the largest KL."""
-    return sorted(engine.items, key=severity, reverse=True)[:most]
+    """Items that lost their score first, then those answered otherwise, then by KL."""
+    return sorted(engine.items, key=lambda item: item.severity(), reverse=True)[:most]
+
+
+def kl_of(item: Item) -> float | None:
+    """Mean KL over the answer, over all text where there is no answer."""
+    return item.kl_answer_mean if item.kl_answer_mean is not None else item.kl_mean
 
 
 def divergence(item: Item) -> int | None:
@@ -101,13 +100,13 @@ def _marked(answer: str | None, place: int | None, role: str) -> Markup:
 
 
 def table(engine: EngineResult) -> Table:
-    """All items, largest KL first."""
+    """All items, the worst first."""
     columns = [Column("item", False), Column("modality", False), Column("mode", False), Column("lang.", False)]
     columns += [Column("KL, answer"), Column("KL, all text"), Column("KL max"), Column("tokens")]
     columns += [Column("differs at", title="index of the first differing token"), Column("ref."), Column("cand.")]
     rows = [_row(item) for item in worst(engine, len(engine.items))]
     return Table(
-        "All items, largest KL first; scores of both models in the last columns", columns, [(None, rows)], compact=True
+        "All items, the worst first; scores of both models in the last columns", columns, [(None, rows)], compact=True
     )
 
 

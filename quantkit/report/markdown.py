@@ -122,7 +122,7 @@ def _item(item: Item) -> str:
     lines = [
         f"### {escaped(item.id)}",
         "",
-        f"{kind}; KL {number(items.severity(item))}; {count(item.tokens)} tokens",
+        f"{kind}; KL {number(items.kl_of(item))}; {count(item.tokens)} tokens",
         "",
     ]
     lines.append(f"- Prompt: {escaped(item.prompt)}")

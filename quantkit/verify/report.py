@@ -131,12 +131,21 @@ class Item(Part):
     reference_score: float | None
     candidate_score: float | None
     diverged_at: int | None = Field(description="index of the first differing token of the two greedy answers")
-    diverged_at_char: int | None = Field(description="where in the candidate's text that token starts")
+    diverged_at_char: int | None = Field(
+        description="first character that differs, from the start of that token on, in the candidate's text"
+    )
     tokens: int
     kl_mean: float | None
     kl_max: float | None
     kl_answer_mean: float | None
     pictures: list[str] = Field(default_factory=list)
+
+    def severity(self) -> tuple[float, float]:
+        """What items are ranked by: score lost, then answers that differ, then KL (over the answer, else all text)."""
+        lost = (self.reference_score or 0.0) - (self.candidate_score or 0.0)
+        differs = self.diverged_at is not None or self.reference_text != self.candidate_text
+        kl = self.kl_answer_mean if self.kl_answer_mean is not None else self.kl_mean
+        return (1.0 + lost if lost > 0 else float(differs)), -1.0 if kl is None else kl
 
 
 class Histogram(Part):

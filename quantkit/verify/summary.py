@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -176,17 +178,10 @@ def _histogram(task: Task, compared: list[Compared]) -> Histogram | None:
 
 def _items(task: Task, compared: list[Compared]) -> list[Item]:
     items = [_item(task, one) for one in compared]
-    ranked = sorted(range(len(items)), key=lambda i: _badness(items[i]), reverse=True)
+    ranked = sorted(range(len(items)), key=lambda i: items[i].severity(), reverse=True)
     for index in ranked[:WORST]:
         items[index].pictures = thumbnails(compared[index].conversation)
     return items
-
-
-def _badness(item: Item) -> tuple[float, float]:
-    """Lost answers first, then answers that differ, then KL."""
-    lost = (item.reference_score or 0.0) - (item.candidate_score or 0.0)
-    differs = item.diverged_at is not None or item.reference_text != item.candidate_text
-    return (1 + lost if lost > 0 else float(differs)), item.kl_answer_mean or item.kl_mean or 0.0
 
 
 def _item(task: Task, one: Compared) -> Item:
@@ -209,7 +204,7 @@ def _item(task: Task, one: Compared) -> Item:
         reference_score=scores[0],
         candidate_score=scores[1],
         diverged_at=place,
-        diverged_at_char=_character(task, second, place),
+        diverged_at_char=_character(task, first, second, place),
         tokens=kl.numel(),
         kl_mean=_finite(kl.mean()) if kl.numel() else None,
         kl_max=_finite(kl.max()) if kl.numel() else None,
@@ -221,12 +216,16 @@ def _finite(value: Tensor) -> float:
     return min(float(value), 1e4)
 
 
-def _character(task: Task, candidate: Answer | None, place: int | None) -> int | None:
-    if candidate is None or candidate.tokens is None or place is None:
+def _character(task: Task, reference: Answer | None, candidate: Answer | None, place: int | None) -> int | None:
+    """Where the texts part: two tokens that differ may begin with the same characters."""
+    if reference is None or candidate is None or candidate.tokens is None or place is None:
         return None
     head = task.processor.tokenizer.decode(candidate.tokens[:place], skip_special_tokens=True)
     whole = task.processor.tokenizer.decode(candidate.tokens, skip_special_tokens=True)
-    return max(0, len(head) - (len(whole) - len(whole.lstrip())))
+    start = max(0, len(head) - (len(whole) - len(whole.lstrip())))
+    pairs = zip(reference.text, candidate.text, strict=False)
+    shared = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(reference.text), len(candidate.text)))
+    return max(start, shared)
 
 
 def _prompt(conversation: Conversation) -> str:
@@ -237,6 +236,12 @@ def _prompt(conversation: Conversation) -> str:
     lines = []
     for message in messages:
         words = [f"[{part['type']}]" if part["type"] != "text" else part["text"] for part in message["content"]]
+        words += [f"[calls {_call(call)}]" for call in message.get("tool_calls") or []]
         text = " ".join(words)
         lines.append(text if message["role"] == "user" and len(messages) == 1 else f"{message['role']}: {text}")
     return "\n".join(lines)[:PROMPT_CHARACTERS]
+
+
+def _call(call: dict[str, Any]) -> str:
+    function = call.get("function", call)
+    return f"{function.get('name')} {json.dumps(function.get('arguments'), ensure_ascii=False)}"

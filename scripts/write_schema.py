@@ -1,6 +1,6 @@
 """Write the published schema of `report.json`, quantkit/verify/report.schema.json, from the classes that define it.
 
-    python scripts/write_schema.py
+python scripts/write_schema.py
 """
 
 from __future__ import annotations

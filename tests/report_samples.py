@@ -71,7 +71,7 @@ def group(by: str, value: str, items: int, kl: float, answers: bool = True) -> d
         "unfinished_reference": 3, "unfinished_candidate": 3,
     }  # fmt: skip
     return {
-        "by": by, "value": value, "items": items, "answer": tokens(kl, items * 31) if answers else None,
+        "by": by, "value": value, "items": items, "ran": items, "answer": tokens(kl, items * 31) if answers else None,
         "prompt": tokens(kl * 1.7, items * 77), "text": tokens(kl * 1.5, items * 108),
         "accuracy": accuracy if answers else None, "generation": generation if answers else None,
     }  # fmt: skip
@@ -167,7 +167,7 @@ def content(**changes: Any) -> dict[str, Any]:
         gate("max-accuracy-drop", "all", 0.05, 0.0341),
     ]  # fmt: skip
     left_behind = {"check": "side files", "where": "generation_config.json", "message": "not in the candidate"}
-    noise = {"items": 64, "tokens": 6912, "kl_p99": 4.1e-4, "kl_max": 2.2e-3, "top1": 0.9931}
+    noise = {"positions": "answer", "items": 64, "tokens": 6912, "kl_p99": 4.1e-4, "kl_max": 2.2e-3, "top1": 0.9931}
     return {
         "schema_version": "2",
         "verdict": {
@@ -268,7 +268,7 @@ def quick(clear: bool = True) -> Report:
 def bare() -> Report:
     """One item, one group, no answers, no layers, no intervals, KL of zero."""
     zero = {**tokens(0.0, 12), "logit_rms": None}
-    alone = {"by": "all", "value": "all", "items": 1, "answer": None, "prompt": None, "text": zero}
+    alone = {"by": "all", "value": "all", "items": 1, "ran": 1, "answer": None, "prompt": None, "text": zero}
     one = {
         **items(1, 0)[0], "answer": None, "metric": None, "reference_text": None, "candidate_text": None,
         "reference_score": None, "candidate_score": None, "diverged_at": None, "diverged_at_char": None,

@@ -1,4 +1,4 @@
-"""Whether two sets share items: the same picture in another file, the same chat under another answer; leaks are named."""
+"""Whether two sets share items: the same picture in another file, the same chat answered otherwise; leaks are named."""
 
 import json
 import shutil
@@ -12,9 +12,12 @@ from variants import AWQ_CONFIG, TINY, quantize, variant
 import quantkit.verify
 from quantkit.calibration import load_conversations
 from quantkit.calibration.identity import identify, shared
+from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.verify import Gate
 from quantkit.verify.report import Report
+from quantkit.verify.run import _overlap
+from quantkit.verify.task import Target, Task
 
 
 def load(folder: Path, *rows: object):
@@ -170,14 +173,10 @@ def test_an_item_that_was_shortened_is_still_known(tmp_path, data, quantized):
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"calibration": {"items": 3}}', '{"calibration": null}'])
-def test_a_file_that_does_not_say_leaves_it_unknown(tmp_path, data, quantized, content, monkeypatch):
+def test_a_file_that_does_not_say_leaves_it_unknown(tmp_path, quantized, content):
     shutil.copytree(quantized, tmp_path / "q")
     if content is not None:
         (tmp_path / "q" / "quantkit.json").write_text(content)
-    from quantkit.checkpoint import open_checkpoint
-    from quantkit.verify.run import _overlap
-    from quantkit.verify.task import Target, Task
-
     task = Task([], [], [], None, set(), 8, 4)
     assert _overlap(Target(tmp_path / "q", open_checkpoint(tmp_path / "q")), task, []) is None
     assert _overlap(Target(tmp_path / "model.gguf"), task, []) is None

@@ -1,17 +1,13 @@
 """`verify` from end to end: an oracle with two plain models, faults that must show, what runs and what does not."""
 
 import json
-import logging
-import math
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from chats import chat, text_part, write_mixed, write_rows
-from safetensors.torch import load_file, save_file
 from variants import AWQ_CONFIG, LINEAR, TINY, quantize, state_answers, variant
 
 import quantkit.verify
@@ -21,7 +17,6 @@ from quantkit.errors import QuantkitError
 from quantkit.formats import awq
 from quantkit.verify import ENGINES, Gate, Report, VerifyOptions, forward, load_dequantized, reference, run, to_table
 from quantkit.verify.engines import local
-from quantkit.verify.layers import LARGEST
 from quantkit.verify.task import NotRun, Observed
 
 FAST = {"noise": False, "generate": False}
@@ -167,7 +162,8 @@ def test_the_report_is_complete(report, tmp_path, asked, cache):
     assert set(written["environment"]) >= {"torch", "transformers", "quantkit", "processor", "cores"}
     assert set(written["seconds"]) == {"integrity", "prepare", "reference", "dequantized"}
     assert {item["mode"] for item in written["engines"][0]["items"]} == {"16x", "4x"}
-    assert [row["name"] for row in written["noise_floor"]] == ["single", "bfloat16"]
+    rows = {(row["name"], row["positions"]) for row in written["noise_floor"]}
+    assert rows == {(name, positions) for name in ("single", "bfloat16") for positions in ("answer", "text")}
     assert sum(map(sum, written["engines"][0]["histogram"]["counts"].values())) == report.group().text.tokens
     assert sum(bool(item["pictures"]) for item in written["engines"][0]["items"]) == 4, "text has no pictures"
     for place in (asked.parent, cache, TINY.parent):
@@ -234,7 +230,7 @@ def test_a_gguf_file_has_no_folder_to_check(tmp_path):
     assert (found.candidate.bytes, found.candidate.name) == (4, tmp_path.name)
     beside = verify(TINY, tmp_path / "model.gguf", quick=True, mmproj=tmp_path / "model.gguf")
     assert beside.candidate.bytes == 4, "a file counts once"
-    with pytest.raises(QuantkitError, match="none.gguf: no such file"):
+    with pytest.raises(QuantkitError, match=r"none\.gguf: no such file"):
         verify(TINY, tmp_path / "none.gguf", quick=True)
 
 
@@ -261,7 +257,9 @@ def test_a_file_that_cannot_be_loaded_is_a_finding_and_keeps_no_gate(tmp_path, d
     broken = variant(tmp_path / "broken", lambda t: (quantize(t), t.pop(f"{LINEAR}.qzeros")), AWQ_CONFIG)
     found = verify(TINY, broken, data, gates=(Gate("max_kl", 100.0),))
     assert found.verdict.status == "fail" and found.engines == []
-    assert any(finding.check == "accounting" and LINEAR in finding.where + finding.message for finding in found.integrity)
+    assert any(
+        finding.check == "accounting" and LINEAR in finding.where + finding.message for finding in found.integrity
+    )
     assert "the file's own faults come first" in found.gates[0].message
 
 
@@ -287,7 +285,13 @@ def test_an_item_that_an_engine_cannot_run_is_counted(asked, quantized, monkeypa
     monkeypatch.setitem(ENGINES, "vllm", most)
     found = verify(TINY, quantized, asked, engine="vllm", samples=4, max_new_tokens=3, noise=False)
     assert found.engine().left_out == {"no video here": 1}
-    assert found.group().generation.items == 3
+    assert found.group().generation.items == found.group().ran == 3
+    assert found.verdict.lines == ["engine vllm left out 1 of 4 items"]
+    monkeypatch.setitem(
+        ENGINES, "vllm", lambda task, *rest: Observed([None] * 4, [None] * 4, left_out=dict.fromkeys(range(4), "full"))
+    )
+    nothing = verify(TINY, quantized, asked, engine="vllm", samples=4, **FAST)
+    assert (nothing.engine().status, nothing.engine().why) == ("not run", "it could run no item: full")
 
 
 def test_a_benchmark_by_name(asked, quantized, monkeypatch):
@@ -340,8 +344,7 @@ def test_other_models_are_refused(tmp_path, data):
     other = json.loads((TINY / "config.json").read_text())["text_config"]
     smaller = variant(tmp_path / "smaller", None, {"text_config": other | {"vocab_size": other["vocab_size"] // 2}})
     with pytest.raises(QuantkitError, match=r"text_config.vocab_size is \d+, the reference's is \d+"):
-        run._check_compatible(open_checkpoint(TINY), open_checkpoint(smaller))
-    assert verify(TINY, smaller, data).verdict.status == "fail"
+        verify(TINY, smaller, data)
 
 
 @pytest.mark.parametrize("name", ["image_token_id", "video_token_id"])
@@ -360,8 +363,11 @@ def test_an_overflow_names_the_item(data, quantized, monkeypatch):
         return model
 
     monkeypatch.setitem(local.LOADERS, "dequantized", loud)
-    with pytest.raises(QuantkitError, match=r"final hidden states of item 'm-\d+' hold NaN or Inf"):
-        verify(TINY, quantized, data, samples=4, **FAST)
+    found = verify(TINY, quantized, data, samples=4, **FAST)
+    assert (found.verdict.status, found.engine().status) == ("fail", "not run")
+    (alarm,) = found.alarms
+    assert re.search(r"final hidden states of item 'm-\d+' hold NaN or Inf", alarm.message)
+    assert alarm.message == found.engine().why and str(quantized.parent) not in alarm.message
 
 
 @pytest.mark.parametrize(

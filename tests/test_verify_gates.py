@@ -33,7 +33,14 @@ def answers(items: int = 100, **counts: int) -> Generation:
         [f"{what}_{side}" for what in ("loops", "empty", "unfinished") for side in ("reference", "candidate")], 0
     )
     return Generation.model_validate(
-        {"items": items, "same": between(0.7, 0.8, 0.9), "diverged_at_median": 3, "diverged_at_p10": 1, **zero, **counts}
+        {
+            "items": items,
+            "same": between(0.7, 0.8, 0.9),
+            "diverged_at_median": 3,
+            "diverged_at_p10": 1,
+            **zero,
+            **counts,
+        }
     )
 
 
@@ -47,7 +54,7 @@ def accuracy(low: float, value: float, high: float) -> Accuracy:
 
 def group(value: str = "all", by: str = "all", **figures: object) -> Group:
     none = dict.fromkeys(("answer", "prompt", "text"))
-    return Group.model_validate({"by": by, "value": value, "items": 100} | none | figures)
+    return Group.model_validate({"by": by, "value": value, "items": 100, "ran": 100} | none | figures)
 
 
 def ran(*groups: Group, name: str = "dequantized") -> EngineResult:

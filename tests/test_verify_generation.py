@@ -56,7 +56,7 @@ def test_scored_positions_by_hand():
 
 
 def test_batches_hold_every_sample_once(samples):
-    lengths = [sample.input_ids.shape[1] * 20 for sample in samples]
+    lengths = [sample.input_ids.shape[1] * forward.BATCH_TOKENS // 100 for sample in samples]
     found = list(forward.batches(samples, lengths))
     assert sorted(index for batch in found for index in batch) == list(range(len(samples)))
     assert any(len(batch) > 1 for batch in found)

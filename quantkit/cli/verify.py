@@ -174,7 +174,7 @@ def compare(
 
 def _labels(paths: list[Path]) -> list[str]:
     """The folders' names; as much of the path as tells them apart."""
-    places = [path.parent if path.suffix == ".json" else path for path in paths]
+    places = [path.parent if path.name == "report.json" else path.with_suffix("") for path in paths]
     absolute = [place.absolute() for place in places]
     for depth in range(1, max(len(place.parts) for place in absolute) + 1):
         labels = ["/".join(place.parts[-depth:]) for place in absolute]
@@ -260,9 +260,9 @@ def _print_report(result: Report) -> None:
     bits = f"{result.candidate.bits_per_weight:.2f} bits a weight"
     if result.candidate.bits_per_quantized_weight:
         bits += f", {result.candidate.bits_per_quantized_weight:.2f} in the quantized linears"
-    console.print(
-        f"size: {megabytes(result.reference.bytes)} -> {megabytes(result.candidate.bytes)} ({bits})", highlight=False
-    )
+    if result.candidate.bytes:
+        sizes = f"{megabytes(result.reference.bytes)} -> {megabytes(result.candidate.bytes)} ({bits})"
+        console.print(f"size: {sizes}", highlight=False)
     colour = {"pass": "green", "fail": "red", "measured": "bold"}[result.verdict.status]
     console.print(f"[{colour}]{result.verdict.status.upper()}[/] {escape(result.verdict.headline)}", highlight=False)
 

@@ -30,6 +30,8 @@ _BEHAVIOUR = (
     "processor_config.json", "video_preprocessor_config.json", "generation_config.json",
 )  # fmt: skip
 _MISSING = object()
+# what `save_pretrained` of tokenizers and processors writes anew, and nothing reads at inference
+_INERT = (*_FREE, "is_local", "local_files_only", "name_or_path", "tokenizer_class", "processor_class", "_commit_hash")
 
 
 # ---- config.json --------------------------------------------------------------------------------------------------
@@ -169,7 +171,7 @@ def _file_difference(name: str, source: Path, found: Path) -> Finding:
         before, after = (strict_json(path.read_bytes()) for path in (source, found))
     except ValueError as problem:
         return error(FILES, name, f"differs from the source's and is no valid JSON ({problem})")
-    first = next(((path, words) for path, words in differences(before, after) if path not in _FREE), None)
+    first = next(((path, words) for path, words in differences(before, after) if path not in _INERT), None)
     if first is None:
         return warning(FILES, name, "other bytes than the source's, the same content")
     return error(FILES, name, f"differs from the source's: {first[0]} {first[1]}")

@@ -24,7 +24,7 @@ def divergence(report: Report, engine: EngineResult) -> Markup | None:
     values = [edge for _, marks in rows for _, figure, _ in marks for edge in (figure.low, figure.value, figure.high)]
     if not values:
         return None
-    noise = [row.kl_mean for row in report.noise_floor]
+    noise = [row.kl_mean for row in figures.floors(report, figures.positions(engine))]
 
     def draw(width: int) -> tuple[int, Sequence[Markup]]:
         left = 190 if width == WIDE else 96

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from quantkit.verify.report import EngineResult, Group, Interval, Report
 
 Labelled = Sequence[tuple[str, "Report"]]
-OPTIONS = ("dtype", "downsample_mode", "max_tokens")  # of those that change figures
+OPTIONS = ("dtype", "downsample_mode", "max_tokens", "max_new_tokens", "generate")  # of those that change figures
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def _frontier(entries: list[Entry], where: str) -> list[str]:
     """Labels of the variants that no other beats in both size and mean KL; smallest first."""
     best: list[str] = []
     least: float | None = None
-    known = [entry for entry in entries if entry.figures(where) is not None]
+    # a server's model has no size that is known here
+    known = [entry for entry in entries if entry.figures(where) is not None and entry.report.candidate.bytes]
     for entry in sorted(known, key=lambda e: (e.report.candidate.bytes, e.figures(where).kl_mean.value)):
         kl = entry.figures(where).kl_mean.value
         if least is None or kl < least:
@@ -162,7 +163,7 @@ def _row(entry: Entry, where: str, frontier: bool) -> dict[str, Any]:
         **_interval("kl_mean", "kl", None if values is None else values.kl_mean),
         "kl_p99": None if values is None else values.kl_p99.value,
         "top1": None if values is None else values.top1.value,
-        "perplexity_ratio": None if values is None else values.perplexity_ratio.value,
+        "perplexity_ratio": None if values is None or not values.perplexity_ratio else values.perplexity_ratio.value,
         "accuracy_reference": None if accuracy is None else accuracy.reference,
         "accuracy_candidate": None if accuracy is None else accuracy.candidate,
         **_interval("accuracy_difference", "accuracy", None if accuracy is None else accuracy.difference),
@@ -203,7 +204,7 @@ def _plot(entries: list[Entry], where: str) -> Markup | None:
     ]
     if not points:
         return None
-    floors = [floor.kl_mean for entry in entries if (floor := figures.floor_of(entry.report)) is not None]
+    floors = [floor.kl_mean for entry in entries if (floor := figures.floor_of(entry.report, where)) is not None]
     reading = (
         f"Left is smaller, down is closer to the reference ({figures.POSITIONS[where]}, 95 % intervals); "
         "the dotted line is the Pareto frontier, variants that no other beats in both."

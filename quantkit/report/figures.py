@@ -128,6 +128,11 @@ def ordered(engine: EngineResult) -> list[tuple[str, list[Group]]]:
     return [(title, groups) for title, groups in kinds if groups]
 
 
-def floor_of(report: Report) -> NoiseRow | None:
-    """The largest of the reference's noise floors."""
-    return max(report.noise_floor, key=lambda row: row.kl_mean, default=None)
+def floors(report: Report, where: str) -> list[NoiseRow]:
+    """The reference's noise floors at the positions that figures are taken at."""
+    return [row for row in report.noise_floor if (row.positions == "answer") == (where == "answer")]
+
+
+def floor_of(report: Report, where: str) -> NoiseRow | None:
+    """The largest of them."""
+    return max(floors(report, where), key=lambda row: row.kl_mean, default=None)

@@ -45,7 +45,9 @@ class Table:
 Figure = tuple[Column, Callable[["TokenSummary"], Cell]]
 
 
-def _interval(interval: Interval, shown: Callable[[float], str] = number) -> Cell:
+def _interval(interval: Interval | None, shown: Callable[[float], str] = number) -> Cell:
+    if interval is None:
+        return Cell(MISSING)
     return Cell(shown(interval.value), span(interval, shown))
 
 
@@ -69,7 +71,7 @@ AGREEMENT: list[Figure] = [
 
 
 def _rms(summary: TokenSummary) -> Cell:
-    return Cell(f"{100 * summary.rms_dp:.2f} %")
+    return Cell(MISSING if summary.rms_dp is None else f"{100 * summary.rms_dp:.2f} %")
 
 
 def _ratio(value: float) -> str:
@@ -130,7 +132,7 @@ def divergence(report: Report, engine: EngineResult) -> list[Table]:
         for title, groups in figures.ordered(engine)
     ]
     named = figures.POSITIONS[where]
-    noise = max((row.logit_rms for row in report.noise_floor), default=None)
+    noise = max((row.logit_rms for row in figures.floors(report, where)), default=None)
     agreement = AGREEMENT + _logit(noise) + ([] if engine.exact else [COVERAGE])
     return [
         _tokens_table(f"KL divergence in nats a token, over {named}; 95 % intervals below", rows, KL),
@@ -279,13 +281,21 @@ def engines(report: Report) -> Table:
 
 def noise(report: Report) -> Table:
     """The reference against itself."""
-    columns = [Column("noise floor", False), Column("items"), Column("tokens"), Column("KL mean"), Column("p99")]
+    columns = [
+        Column("noise floor", False),
+        Column("at", False),
+        Column("items"),
+        Column("tokens"),
+        Column("KL mean"),
+        Column("p99"),
+    ]
     columns += [Column("max"), Column("top-1"), Column("logit RMS"), Column("what is compared", False)]
     rows = []
     for row in report.noise_floor:
         values = [number(row.kl_mean), number(row.kl_p99), number(row.kl_max), share(row.top1), number(row.logit_rms)]
         cells = [Cell(value) for value in (count(row.items), count(row.tokens), *values)]
-        rows.append([Cell(clean(row.name), foreign=True), *cells, Cell(clean(row.what), foreign=True)])
+        where = Cell(figures.POSITIONS[row.positions])
+        rows.append([Cell(clean(row.name), foreign=True), where, *cells, Cell(clean(row.what), foreign=True)])
     return Table("The reference against itself, KL in nats a token", columns, [(None, rows)] if rows else [])
 
 

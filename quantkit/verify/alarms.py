@@ -89,6 +89,11 @@ def verdict(
         counts += [f"{len(failed)} of {len(gates)} gates missed"] if failed else []
         return Verdict(status="fail", headline=", ".join(counts), lines=lines + [gate.message for gate in failed])
     lines = [f"engine {engine.name} not run: {engine.why}" for engine in engines if engine.status == "not run"]
+    lines += [
+        f"engine {engine.name} left out {sum(engine.left_out.values())} of {engine.groups[0].items} items"
+        for engine in engines
+        if engine.left_out and engine.groups
+    ]
     if quick:
         headline = "The file is in order; nothing was run" if checked else "Nothing was checked: no safetensors folder"
         return Verdict(status="measured", headline=headline, lines=lines)

@@ -11,7 +11,7 @@ from quantkit.errors import QuantkitError
 from quantkit.verify.metrics import TokenMetrics, token_metrics, topk_metrics
 from quantkit.verify.task import Observed, Scored, States, TopK
 
-LOGIT_ELEMENTS = 1 << 26  # of one model's logits at a time: 256 MiB in float32
+LOGIT_ELEMENTS = 1 << 24  # of one model's logits at a time: 64 MiB in float32, and some eight times that in all
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ from quantkit.verify import layers
 from quantkit.verify.task import Answer, Observed, Scored, States, Task, Tick
 
 IMAGE_INPUTS = ("pixel_values", "target_sizes", "pixel_values_videos", "target_sizes_videos")
-BATCH_TOKENS = 2048  # padded tokens a batch
+BATCH_TOKENS = 1024  # padded tokens a batch
 BATCH_SAMPLES = 32
 
 

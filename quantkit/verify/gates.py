@@ -20,6 +20,8 @@ from pathlib import Path
 from quantkit.errors import QuantkitError
 from quantkit.verify.report import EngineResult, GateResult, Group
 
+FEWEST_ITEMS = 5
+FULL_COVERAGE = 0.99
 GATES = ("max_kl", "max_kl_p99", "min_top1", "max_accuracy_drop", "min_agreement")
 
 
@@ -95,7 +97,11 @@ def judge(gates: Iterable[Gate], engines: Iterable[EngineResult]) -> list[GateRe
 def _judge(gate: Gate, engine: EngineResult) -> GateResult:
     group = next((one for one in engine.groups if one.value == gate.group), None)
     value = _FIGURES[gate.name](group) if group is not None else None
-    if value is None:
+    unsound = _unsound(gate, group)
+    if value is not None and unsound is not None:
+        passed = False
+        message = f"{gate.name} on {gate.group} ({engine.name}): {unsound}"
+    elif value is None:
         passed = False
         why = f"not run: {engine.why}" if engine.status == "not run" else f"nothing to judge in group '{gate.group}'"
         message = f"{gate.name} on {gate.group} ({engine.name}): {why}"
@@ -112,6 +118,20 @@ def _judge(gate: Gate, engine: EngineResult) -> GateResult:
         passed=passed,
         message=message,
     )
+
+
+def _unsound(gate: Gate, group: Group | None) -> str | None:
+    """Why a figure cannot be judged: a limit is for all items of its group, and for figures, not for bounds."""
+    if group is None:
+        return None
+    if group.ran < group.items:
+        return f"only {group.ran} of {group.items} items could be run; set the limit for groups that can"
+    if group.items < FEWEST_ITEMS:
+        return f"{group.items} items are too few to judge by; take {FEWEST_ITEMS} or more"
+    tokens = group.answer or group.text
+    if gate.name.startswith("max_kl") and tokens is not None and tokens.coverage < FULL_COVERAGE:
+        return f"this engine's KL is a lower bound ({tokens.coverage:.1%} of the probability mass was compared)"
+    return None
 
 
 def _max_kl(group: Group) -> float | None:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantkit.verify.intervals import mean_interval, quantile_interval
-from quantkit.verify.report import Histogram, TokenSummary
+from quantkit.verify.intervals import mean_interval, quantile_interval, wilson_floor
+from quantkit.verify.report import Histogram, Interval, TokenSummary
 
 REST_FLOOR = 1e-6  # of a probability left over from a sum of float32 ones
 EDGES = [-8 + 0.25 * step for step in range(41)]  # log10 of nats, -8 ... 2
 TOP = 5
+FEW_ITEMS = 30
 
 
 @dataclass(frozen=True)
@@ -132,22 +133,33 @@ def summarize(metrics: TokenMetrics, owners: Tensor) -> TokenSummary | None:
     logits = float(metrics.logit_square.double().mean())
     return TokenSummary(
         tokens=len(kl),
-        kl_mean=mean_interval(np.bincount(whose, weights=kl, minlength=items).astype(np.float64), ones),
+        kl_mean=_positive(mean_interval(np.bincount(whose, weights=kl, minlength=items).astype(np.float64), ones)),
         **{f"kl_{name}": float(np.quantile(kl, q)) for name, q in (("p50", 0.5), ("p90", 0.9), ("p95", 0.95))},
         kl_p99=quantile_interval(kl, whose, 0.99, items),
         kl_p999=float(np.quantile(kl, 0.999)),
         kl_max=float(kl.max()),
-        top1=mean_interval(per_item(metrics.agree), ones),
+        top1=_share(mean_interval(per_item(metrics.agree), ones), items),
         top5=float(metrics.top5.double().mean()),
-        rms_dp=float(dp.double().square().mean().sqrt()) if dp.numel() else 0.0,
-        perplexity_reference=perplexity(metrics.nll_reference),
+        rms_dp=float(dp.double().square().mean().sqrt()) if dp.numel() else None,
+        perplexity_reference=perplexity(metrics.nll_reference[told] if dp.numel() else metrics.nll_reference),
         perplexity_candidate=perplexity(metrics.nll_candidate[told]) if dp.numel() else None,
-        perplexity_ratio=mean_interval(
-            per_item(gain), np.maximum(counted, 1e-12), lambda x: np.exp(np.minimum(x, 700))
-        ),
+        perplexity_ratio=mean_interval(per_item(gain), np.maximum(counted, 1e-12), lambda x: np.exp(np.minimum(x, 700)))
+        if dp.numel()
+        else None,
         logit_rms=math.sqrt(logits) if math.isfinite(logits) else None,
         coverage=float(metrics.coverage.double().mean()),
     )
+
+
+def _positive(found: Interval) -> Interval:
+    return Interval(value=found.value, low=max(0.0, found.low), high=found.high)
+
+
+def _share(found: Interval, items: int) -> Interval:
+    """A share's interval inside [0, 1]; of few items at least Wilson's, as if each were one draw."""
+    if items < FEW_ITEMS:
+        found = wilson_floor(found, items)
+    return Interval(value=found.value, low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def histogram(parts: dict[str, Tensor]) -> Histogram:

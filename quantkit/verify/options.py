@@ -46,6 +46,7 @@ class VerifyOptions:
             raise QuantkitError("--engine: name at least one engine, and none twice")
         if self.dtype not in DTYPES:
             raise QuantkitError(f"dtype '{self.dtype}' is unknown to verify: use {' or '.join(DTYPES)}")
+        _check_device(self.device)
         if self.max_new_tokens < 1:
             raise QuantkitError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
@@ -56,3 +57,12 @@ class VerifyOptions:
             "generate", "max_new_tokens", "noise", "quick",
         )  # fmt: skip
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise QuantkitError(f"--device {name}: torch cannot use it here ({str(error).splitlines()[0]})") from error

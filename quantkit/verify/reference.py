@@ -33,10 +33,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quantkit import grid
 from quantkit.calibration import fingerprint as samples_fingerprint
 from quantkit.calibration.conversations import MODALITIES
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
+from quantkit.formats import awq
 from quantkit.model import EMBEDDING, HEAD
 from quantkit.verify import compare, forward, layers, metrics
 from quantkit.verify.engines import local
@@ -47,7 +49,16 @@ from quantkit.verify.task import Answer, Observed, States, Task, Tick
 log = logging.getLogger(__name__)
 
 NOISE_ITEMS = 16
-CODE = (forward.__file__, layers.__file__, local.__file__, compare.__file__, metrics.__file__, __file__)
+CODE = (
+    forward.__file__,
+    layers.__file__,
+    local.__file__,
+    compare.__file__,
+    metrics.__file__,
+    awq.__file__,
+    grid.__file__,
+    __file__,
+)
 
 
 @dataclass
@@ -97,7 +108,7 @@ def cache_key(checkpoint: Checkpoint, task: Task, dtype: str, device: str, noise
     """SHA-256 over all that decides the pass."""
     digest = hashlib.sha256()
     parts = {
-        "reference": checkpoint.fingerprint(),
+        "reference": _content_hash(checkpoint),
         "data": samples_fingerprint(task.samples),
         "stop": sorted(task.stop_ids),
         "options": [dtype, device.partition(":")[0], task.max_new_tokens, task.generate, noise],
@@ -106,6 +117,14 @@ def cache_key(checkpoint: Checkpoint, task: Task, dtype: str, device: str, noise
     }
     digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()[:32]
+
+
+def _content_hash(checkpoint: Checkpoint) -> str:
+    """SHA-256 over the config and all bytes of the weights: a fingerprint samples, and a cache must not be fooled."""
+    digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    for file in sorted({checkpoint.info(name).file for name in checkpoint.tensor_names}):
+        digest.update(f"{file.name} {_sha256(file)}".encode())
+    return digest.hexdigest()
 
 
 def head_of(checkpoint: Checkpoint, dtype: str) -> Tensor:
@@ -139,7 +158,7 @@ def _run(
     for prediction, sample in zip(observed.predictions, task.samples, strict=True):
         if isinstance(prediction, States) and not torch.isfinite(prediction.states).all():
             raise QuantkitError(f"{checkpoint.path}: the final hidden states of item '{sample.id}' hold NaN or Inf")
-    rows = []
+    rows: list[NoiseRow] = []
     if noise:
         chosen = noise_items(task)
         part = replace(
@@ -147,16 +166,16 @@ def _run(
         )
         expected = [observed.predictions[i] for i in chosen]
         single = forward.hidden_states(model, part.samples, part.places, lambda count: None, batch_samples=1)
-        what = "one item at a time against batches"
-        rows.append(_noise("single", what, part, expected, single, observed.head, observed.head))
-        del model
+        del model  # before any logits are made
         gc.collect()
+        what = "one item at a time against batches"
+        rows += _noise("single", what, part, expected, single, observed.head, observed.head)
         other = "bfloat16" if dtype == "float32" else "float32"
         model = load_dequantized(checkpoint, other, device)
         states = forward.hidden_states(model, part.samples, part.places, tick)
         head = model.get_output_embeddings().weight.detach().cpu()
         what = f"{other} against {dtype}"
-        rows.append(_noise(other, what, part, expected, states, observed.head, head))
+        rows += _noise(other, what, part, expected, states, observed.head, head)
     del model
     gc.collect()
     return observed, rows
@@ -181,14 +200,25 @@ def _noise(
     found: list[Tensor],
     head: Tensor | None,
     other: Tensor | None,
-) -> NoiseRow:
+) -> list[NoiseRow]:
+    """One row over all text, and one over the answers' tokens where there are any."""
     assert head is not None and other is not None
     tokens = compare.compare_states(torch.cat([e.states for e in expected]), torch.cat(found), head, other, task.places)
+    rows = []
+    for positions in ("answer", "text"):
+        part = tokens[torch.cat([place.answer for place in task.places])] if positions == "answer" else tokens
+        if part.kl.numel():
+            rows.append(_noise_row(name, what, positions, len(task.samples), part))
+    return rows
+
+
+def _noise_row(name: str, what: str, positions: Any, items: int, tokens: metrics.TokenMetrics) -> NoiseRow:
     kl = tokens.kl.double()
     return NoiseRow(
         name=name,
         what=what,
-        items=len(task.samples),
+        positions=positions,
+        items=items,
         tokens=kl.numel(),
         kl_mean=float(kl.mean()),
         kl_p99=float(torch.quantile(kl, 0.99)),

@@ -49,10 +49,10 @@ class TokenSummary(Part):
     kl_max: float
     top1: Interval = Field(description="share of positions where both models' first choice is the same token")
     top5: float = Field(description="mean share of the reference's five first choices among the candidate's five")
-    rms_dp: float = Field(description="root mean square of p_candidate - p_reference of the token that follows")
+    rms_dp: float | None = Field(description="root mean square of p_candidate - p_reference of the token that follows")
     perplexity_reference: float
     perplexity_candidate: float | None = Field(description="null where the engine never says the token that follows")
-    perplexity_ratio: Interval = Field(description="candidate / reference")
+    perplexity_ratio: Interval | None = Field(description="candidate / reference, over the tokens that both tell")
     logit_rms: float | None = Field(
         description="root mean square difference of centred logits; null where the engine gives no logits"
     )
@@ -60,7 +60,7 @@ class TokenSummary(Part):
 
 
 class McNemar(Part):
-    """Exact two-sided McNemar test on items that only one of the two models answers right."""
+    """Exact two-sided McNemar test on items that only one model answers right (a score of 0.5 or more)."""
 
     only_reference: int
     only_candidate: int
@@ -99,6 +99,7 @@ class Group(Part):
     by: Literal["all", "modality", "mode", "language"]
     value: str
     items: int
+    ran: int = Field(description="items that the engine could run")
     answer: TokenSummary | None = Field(description="tokens of the last answer, its end token included")
     prompt: TokenSummary | None = Field(description="text tokens before the last answer")
     text: TokenSummary | None = Field(description="both: every token that is no placeholder of a picture")
@@ -179,6 +180,7 @@ class NoiseRow(Part):
 
     name: str
     what: str
+    positions: Literal["answer", "text"]
     items: int
     tokens: int
     kl_mean: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,7 +105,13 @@ class _Run:
         outcome = integrity.check(target.checkpoint, source)
         report.checks = list(outcome.checks)
         report.integrity = [
-            Finding(severity=f.severity, check=f.check, where=f.where, message=f.message) for f in outcome.findings
+            Finding(
+                severity=f.severity,
+                check=f.check,
+                where=f.where,
+                message=_unplaced(f.message, target, source),
+            )
+            for f in outcome.findings
         ]
         self.tell("integrity", 1, 1)
         report.seconds["integrity"] = round(time.perf_counter() - clock, 3)
@@ -131,27 +138,38 @@ class _Run:
         for name in options.engines:
             clock = time.perf_counter()
             try:
-                result = self._engine(name, task, target, made, benchmark)
+                result = self._engine(name, task, source, target, made, benchmark)
             except QuantkitError as problem:
-                if not any(finding.severity == "error" for finding in report.integrity):
-                    raise
-                # the file's own faults explain it; the report says both
-                result = EngineResult(name=name, status="not run", why=str(problem))
+                # the other engines' figures are not lost for it, and the verdict is "fail"
+                why = _unplaced(str(problem), target, source)
+                result = EngineResult(name=name, status="not run", why=why)
+                report.alarms.append(Finding(severity="error", check="engine", where=name, message=why))
             report.engines.append(result)
             report.seconds[name] = round(time.perf_counter() - clock, 3)
-        report.alarms = alarms(report.engines)
+        report.alarms += alarms(report.engines)
         if overlap:
             message = f"{len(overlap)} of the items calibrated on, {overlap[0]} among them: figures would flatter"
             report.alarms.append(Finding(severity="error", check="overlap", where=report.data.source, message=message))
 
     def _engine(
-        self, name: str, task: Task, target: Target, made: reference.ReferencePass, benchmark: str | None
+        self,
+        name: str,
+        task: Task,
+        source: Checkpoint,
+        target: Target,
+        made: reference.ReferencePass,
+        benchmark: str | None,
     ) -> EngineResult:
         total = len(task.samples) * (2 if task.generate else 1)
+        made.observed.head = None  # a gigabyte at full size, while the candidate is in memory
         try:
             observed = run_engine(name, task, target, self._ticker(name, total))
         except NotRun as why:
-            return EngineResult(name=name, status="not run", why=str(why))
+            return EngineResult(name=name, status="not run", why=_unplaced(str(why), target, source))
+        if task.samples and len(observed.left_out) == len(task.samples):
+            reason = Counter(observed.left_out.values()).most_common(1)[0][0]
+            return EngineResult(name=name, status="not run", why=f"it could run no item: {reason}")
+        made.observed.head = reference.head_of(source, self.options.dtype)
         return summarize_engine(name, task, made.observed, observed, self.options.device, benchmark)
 
     def _ticker(self, stage: str, total: int) -> Callable[[int], None]:
@@ -191,6 +209,14 @@ def _target(candidate: str | Path, options: VerifyOptions) -> Target:
         api_key=options.api_key,
         timeout=options.timeout,
     )
+
+
+def _unplaced(text: str, target: Target, source: Checkpoint) -> str:
+    """A message for the report: files by their names, no folder of this machine."""
+    for path in (target.path, target.mmproj, target.python, source.path):
+        if path is not None and path.is_absolute():
+            text = text.replace(str(path), path.name).replace(str(path.parent) + "/", "")
+    return text
 
 
 def _check_compatible(source: Checkpoint, candidate: Checkpoint) -> None:

@@ -23,6 +23,7 @@ from quantkit.verify.scoring import score
 from quantkit.verify.task import Answer, Observed, Task, TopK
 from quantkit.verify.thumbnails import thumbnails
 
+RIGHT = 0.5  # a score from here on counts as right in McNemar's test
 WORST = 12  # items shown with their pictures
 PROMPT_CHARACTERS = 1500
 
@@ -117,6 +118,7 @@ def _group(by: str, value: str, members: list[Compared]) -> Group:
         by=by,  # type: ignore[arg-type]
         value=value,
         items=len(members),
+        ran=sum(one.metrics is not None or one.answers is not None for one in members),
         **summaries,
         accuracy=_accuracy(members),
         generation=generation.compare([one.answers for one in members if one.answers is not None]),
@@ -128,15 +130,17 @@ def _accuracy(members: list[Compared]) -> Accuracy | None:
     if not scored:
         return None
     pairs = np.asarray([one.scores for one in scored], dtype=np.float64)  # [items, 2]
-    worse, better = int((pairs[:, 1] < pairs[:, 0]).sum()), int((pairs[:, 1] > pairs[:, 0]).sum())
-    difference = pairs[:, 1] - pairs[:, 0]
-    drawn = mean_interval(difference, np.ones(len(scored)))
+    right = pairs >= RIGHT
+    worse, better = int((right[:, 0] & ~right[:, 1]).sum()), int((~right[:, 0] & right[:, 1]).sum())
+    difference = mean_interval(pairs[:, 1] - pairs[:, 0], np.ones(len(scored)))
+    if np.isin(pairs, (0.0, 1.0)).all():
+        difference = _widened(difference, worse, better, len(scored))
     return Accuracy(
         items=len(scored),
         metrics=dict(Counter(one.conversation.metric or "exact" for one in scored)),
         reference=float(pairs[:, 0].mean()),
         candidate=float(pairs[:, 1].mean()),
-        difference=_widened(drawn, worse, better, len(scored)),
+        difference=difference,
         mcnemar=McNemar(only_reference=worse, only_candidate=better, p_value=mcnemar(worse, better)),
     )
 

@@ -38,10 +38,11 @@ def to_table(report: Report, engine: EngineResult | None = None, width: int = WI
         table.add_row(*_cells(everything, wide))
     if report.noise_floor:
         table.add_section()
-        for row in report.noise_floor:
-            most = [number(row.kl_max)] if wide else []
-            cells = ["floor: " + row.what if wide else f"({row.name})", str(row.items), number(row.kl_mean)]
-            table.add_row(*cells, number(row.kl_p99), *most, share(row.top1), style="dim")
+        answered = any(group.answer for group in result.groups)
+    for row in [row for row in report.noise_floor if (row.positions == "answer") == answered]:
+        most = [number(row.kl_max)] if wide else []
+        cells = ["floor: " + row.what if wide else f"({row.name})", str(row.items), number(row.kl_mean)]
+        table.add_row(*cells, number(row.kl_p99), *most, share(row.top1), style="dim")
     return table
 
 
@@ -69,7 +70,7 @@ def _cells(group: Group, wide: bool) -> list[str]:
     cells.append(f"{100 * accuracy.reference:.1f} → {share(accuracy.candidate)}" if accuracy else "-")
     cells.append(share(answers.same.value) if answers else "-")
     if wide:
-        cells.append(f"{tokens.perplexity_ratio.value:.4f}" if tokens else "-")
+        cells.append(f"{tokens.perplexity_ratio.value:.4f}" if tokens and tokens.perplexity_ratio else "-")
     return cells
 
 

@@ -62,9 +62,15 @@ def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", d
         )
     # the kernels are chosen for a device; without kernels there is nothing to choose, and no need for accelerate
     place = {"device_map": device} if package else {}
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        str(checkpoint.path), dtype=_dtype(dtype), local_files_only=True, trust_remote_code=False, **place
-    )
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            str(checkpoint.path), dtype=_dtype(dtype), local_files_only=True, trust_remote_code=False, **place
+        )
+    except ImportError as error:  # a package that this quantization method needs
+        raise NotRun(f"engine 'transformers': {' '.join(str(error).split())}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise QuantkitError(f"{checkpoint.path}: Transformers cannot load it ({first})") from error
     return model.eval() if package else model.to(device).eval()
 
 
@@ -76,10 +82,8 @@ def run_local(name: str, task: Task, target: Target, tick: Tick) -> Observed:
     checkpoint = target.checkpoint
     if checkpoint is None:
         raise QuantkitError(f"{target.path}: no checkpoint folder")
-    # a checkpoint that is not quantized is the same on both
-    engine = name if checkpoint.is_quantized else "dequantized"
-    model = LOADERS[engine](checkpoint, target.dtype, target.device)
-    observed = forward.observe(model, task, tick, trust_teacher=engine == "dequantized")
+    model = LOADERS[name](checkpoint, target.dtype, target.device)
+    observed = forward.observe(model, task, tick, trust_teacher=name == "dequantized")
     observed.kernel = ", ".join(sorted(_kernels(model))) or "torch"
     del model
     gc.collect()
@@ -131,7 +135,7 @@ def _dequantizer(checkpoint: Checkpoint) -> Callable[[Checkpoint], Weights]:
     method = checkpoint.quantization_method
     if method not in DEQUANTIZERS:
         known = ", ".join(name for name in DEQUANTIZERS if name)
-        raise QuantkitError(f"{checkpoint.path}: engine 'dequantized' cannot read '{method}' weights; it reads {known}")
+        raise NotRun(f"{checkpoint.path}: engine 'dequantized' cannot read '{method}' weights; it reads {known}")
     return DEQUANTIZERS[method]
 
 

@@ -351,7 +351,7 @@ def generated_rows(generated: Generated, place: Scored) -> TopK | None:
 
 
 def _topk(rows: list[int], tops: list[list[tuple[int, float]]], truths: list[float]) -> TopK:
-    width = max([len(top) for top in tops], default=0)
+    width = max([1, *(len(top) for top in tops)])
     ids = torch.full((len(rows), width), -1, dtype=torch.int64)
     logp = torch.full((len(rows), width), float("-inf"), dtype=torch.float32)
     for number, top in enumerate(tops):

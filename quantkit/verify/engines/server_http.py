@@ -31,6 +31,8 @@ class Client:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise QuantkitError(f"'{url}' is no server's address: give one such as http://localhost:8000")
+        if parts.username or parts.password:
+            raise QuantkitError("--url holds a name or password; give the key with --api-key, which no report repeats")
         self.timeout = timeout
         self.headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if api_key:

@@ -64,7 +64,7 @@ def test_identical_models_differ_in_nothing(asked):
     for group in found.engine().groups:
         for summary in (group.answer, group.prompt, group.text):
             assert (summary.kl_max, summary.kl_mean.high, summary.logit_rms, summary.rms_dp) == (0.0, 0.0, 0.0, 0.0)
-            assert summary.top1.low == summary.top5 == 1.0
+            assert summary.top1.value == summary.top5 == 1.0
             assert summary.perplexity_reference == summary.perplexity_candidate
         assert group.generation.same.value == 1.0
     assert all(row.error < 1e-9 for row in found.engine().layers) and found.engine().layers

@@ -17,7 +17,7 @@ from quantkit.recipe import QuantizeOptions
 from quantkit.source import tiny_folder
 from quantkit.verify import Gate, verify
 
-ITEMS = 16
+ITEMS = 8
 TEN = list(GOOD)[:10]
 LINEAR = "model.language_model.layers.1.mlp.down_proj"
 Variants = Callable[[str], Path]

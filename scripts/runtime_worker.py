@@ -114,7 +114,7 @@ def run_transformers(model: str, job: dict[str, Any]) -> tuple[str, list[dict[st
 
     processor = load_processor(model)
     if job["runtime"] == "dequantized":
-        from quantkit.verify.engines import load_dequantized
+        from quantkit.verify import load_dequantized
 
         network = load_dequantized(model, job["dtype"])
     else:

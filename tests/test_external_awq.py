@@ -23,7 +23,7 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.formats import awq
 from quantkit.quantize import quantize
 from quantkit.recipe import QuantizeOptions
-from quantkit.verify.engines import load_dequantized, load_transformers
+from quantkit.verify import load_dequantized, load_transformers
 
 # method, group size, symmetric
 VARIANTS = {

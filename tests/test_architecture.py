@@ -26,7 +26,7 @@ ALLOWED = {
     "formats": {"errors", "grid"},
     "plan": {"checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
-    "verify": {"calibration", "checkpoint", "errors", "formats", "integrity", "model"},
+    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model"},
     "report": {"errors", "verify"},
     "quantize": {
         "calibration", "checkpoint", "errors", "fold", "formats", "grid", "methods", "model", "output", "plan",

@@ -76,7 +76,7 @@ def test_gates(checked: Run, variant: Path, tmp_path: Path) -> None:
 
 def test_gates_of_a_recipe(checked: Run, variant: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "gates.yaml"
-    recipe.write_text("gates:\n  max_kl: 1e-9\n  min_top1: {all: 0, image: 0}\n")
+    recipe.write_text("gates:\n  max_kl: 1e-9\n  min_top1: {all: 0, en: 0}\n")
     assert checked(variant, "--recipe", recipe)[0] == 3
     assert checked(variant, "--recipe", recipe, "--max-kl", 100)[0] == 0, "the command line comes first"
     for text, word in (

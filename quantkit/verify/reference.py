@@ -48,7 +48,7 @@ from quantkit.verify.task import Answer, Observed, States, Task, Tick
 
 log = logging.getLogger(__name__)
 
-NOISE_ITEMS = 16
+NOISE_ITEMS = 8
 CODE = (
     forward.__file__,
     layers.__file__,

@@ -59,7 +59,8 @@ def exact(task: Task, reference: Path) -> tuple[list[Tensor], list[list[int]]]:
     states = hidden_states(model, task.samples, task.places, lambda done: None)
     with torch.inference_mode():
         logp = [model.get_output_embeddings()(state).float().log_softmax(-1) for state in states]
-    return logp, greedy(model, task.samples, task.max_new_tokens, STOP, 1005, lambda done: None)
+    found = greedy(model, task.samples, task.max_new_tokens, STOP, 1005, lambda done: None)
+    return logp, [tokens for tokens, _ in found]
 
 
 @pytest.fixture(scope="module")

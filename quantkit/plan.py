@@ -5,6 +5,7 @@ The plan is what ``--dry-run`` prints and what the run follows, so the two canno
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from quantkit.model import (
     select_kept,
     sglang_names,
 )
-from quantkit.recipe import QuantizeOptions
+from quantkit.recipe import SAMPLES, QuantizeOptions
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint
@@ -116,7 +117,8 @@ def _stored_dtype(checkpoint: Checkpoint, options: QuantizeOptions) -> str:
 def _memory(checkpoint: Checkpoint, model_map: ModelMap, dtype: str, options: QuantizeOptions) -> dict[str, int]:
     """Estimated bytes of each phase, beside the process itself."""
     item = _BYTES[_SAFETENSORS[dtype]]
-    hidden = options.samples * min(options.max_tokens, 512) * model_map.hidden_size * item
+    tokens = min((options.samples or SAMPLES) * min(options.max_tokens, 512), options.token_budget or sys.maxsize)
+    hidden = tokens * model_map.hidden_size * item
     vision = sum(
         item * _count(checkpoint.shape(name))
         for name in checkpoint.tensor_names

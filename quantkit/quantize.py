@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,7 @@ from torch import Tensor
 
 import quantkit
 from quantkit import stats_file
-from quantkit.calibration import PrepareOptions, Sample, fingerprint, load_conversations, load_processor, prepare
-from quantkit.calibration.identity import identify
+from quantkit.calibration import Mix, Sample, build_from
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.fold import fold
@@ -66,8 +65,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
     samples: int = 0
     tokens: int = 0
-    items: list[str] = field(default_factory=list)  # identities of the calibration conversations
-    pictures: list[str] = field(default_factory=list)
+    skipped: int = 0  # bad rows that were left out
 
     @property
     def bytes_after(self) -> int:
@@ -91,12 +89,12 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     outcome = Outcome(options.model, target, plan)
     clock = _Clock(outcome.seconds)
     needs_data = METHODS[options.method].needs_data
-    samples = _samples(checkpoint, options, outcome) if needs_data else []
+    mix = _samples(checkpoint, options, outcome, progress) if needs_data else None
     clock.lap("prepare")
-    key = _key(checkpoint, samples, plan) if needs_data else None
+    key = _key(checkpoint, mix, plan) if mix is not None else None
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
         with ShardWriter(folder, _writer_specs(plan), options.max_shard_bytes) as writer:
-            statistics = _statistics(checkpoint, plan, options, samples, key, progress)
+            statistics = _statistics(checkpoint, plan, options, mix.samples if mix else [], key, progress)
             for block, found in zip(plan.map.blocks, statistics, strict=True):
                 clock.lap("statistics")
                 _quantize_block(checkpoint, plan, options, block, found, writer, outcome)
@@ -106,7 +104,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
             writer.finish()
         checkpoint.copy_side_files(folder)
         _write_config(checkpoint, plan, folder)
-        _write_provenance(checkpoint, plan, options, key, outcome, folder)
+        _write_provenance(checkpoint, plan, options, mix, outcome, folder)
         clock.lap("write")
     return outcome
 
@@ -151,26 +149,15 @@ def _check_names(checkpoint: Checkpoint, plan: Plan) -> None:
     checkpoint.check_names(expected + [name for name in tied if name in checkpoint])
 
 
-def _samples(checkpoint: Checkpoint, options: QuantizeOptions, outcome: Outcome) -> list[Sample]:
-    chosen = PrepareOptions(
-        samples=options.samples,
-        max_tokens=options.max_tokens,
-        downsample_mode=options.downsample_mode,
-        max_slice_nums=options.max_slice_nums,
-        seed=options.seed,
-    )
-    conversations = load_conversations(options.calib)
-    samples = prepare(conversations, load_processor(checkpoint.path), chosen)
-    taken = {sample.id for sample in samples}
-    identities = [identify(conversation) for conversation in conversations if conversation.id in taken]
-    outcome.items = sorted(identity.item for identity in identities)
-    outcome.pictures = sorted({picture for identity in identities for picture in identity.pictures})
-    outcome.samples, outcome.tokens = len(samples), sum(sample.input_ids.numel() for sample in samples)
-    return samples
+def _samples(checkpoint: Checkpoint, options: QuantizeOptions, outcome: Outcome, progress: Progress) -> Mix:
+    mix = build_from(options, checkpoint.path, progress)
+    outcome.samples, outcome.skipped = len(mix.samples), len(mix.skipped)
+    outcome.tokens = sum(sample.input_ids.numel() for sample in mix.samples)
+    return mix
 
 
-def _key(checkpoint: Checkpoint, samples: list[Sample], plan: Plan) -> stats_file.Key:
-    return stats_file.Key(checkpoint.fingerprint(), fingerprint(samples), plan.dtype)
+def _key(checkpoint: Checkpoint, mix: Mix, plan: Plan) -> stats_file.Key:
+    return stats_file.Key(checkpoint.fingerprint(), mix.fingerprint, plan.dtype)
 
 
 def _statistics(
@@ -314,7 +301,7 @@ def _write_provenance(
     checkpoint: Checkpoint,
     plan: Plan,
     options: QuantizeOptions,
-    key: stats_file.Key | None,
+    mix: Mix | None,
     outcome: Outcome,
     folder: Path,
 ) -> None:
@@ -332,12 +319,14 @@ def _write_provenance(
             "options": options.provenance(),
             "format": plan.format,
             "calibration": {
-                "fingerprint": key.data if key else None,
+                "fingerprint": mix.fingerprint if mix else None,
                 "samples": outcome.samples,
                 "tokens": outcome.tokens,
                 # hashes, so that verify can refuse to measure on what was calibrated on
-                "items": outcome.items,
-                "pictures": outcome.pictures,
+                "items": mix.items if mix else [],
+                "pictures": mix.pictures if mix else [],
+                "sources": [asdict(count) for count in mix.counts] if mix else [],
+                "skipped": outcome.skipped,
             },
             "versions": {"torch": torch.__version__, "transformers": _version("transformers")},
             "kept": sorted(plan.kept),

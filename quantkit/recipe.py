@@ -1,52 +1,181 @@
-"""One schema for every option: the command line fills it, and its defaults are the defaults everywhere."""
+"""One schema for every option: name, type, default, help and limits stand here once, for the command line and Python.
+
+Plain dataclasses, so that nothing heavy is imported before a command runs. `quantkit.cli.options` makes the flags of a
+command from the fields; making an object checks limits and choices.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from quantkit.errors import QuantkitError
 
 DownsampleMode = Literal["16x", "4x", "both"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Solver = Literal["rtn", "gptq"]
 
+PANELS = MODEL, GRID, DATA, PICTURES, RUN = "Model", "Grid", "Calibration", "Pictures and clips", "Run"
+SAMPLES = 128  # conversations, where neither a count nor a token budget is asked for
 
-class QuantizeOptions(BaseModel):
-    """Everything that decides the bytes of a quantized checkpoint, and where they go."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def option(
+    default: Any,
+    help_text: str,
+    panel: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: int | None = None,
+    flag: str | None = None,
+    short: str | None = None,
+    envvar: str | None = None,
+    place: bool = False,
+) -> Any:
+    """A field of an options class. `flag`: its name on the command line where that differs ("--a/--b" for a choice of
+    two); `place`: names a place, a secret or a way of running: no part of what makes the bytes."""
+    notes = {"help": help_text, "panel": panel, "choices": choices, "least": least, "flag": flag, "short": short,
+             "envvar": envvar, "place": place}  # fmt: skip
+    return field(default=default, metadata=notes, repr=envvar is None)
 
-    method: str = "awq"
-    model: str = "tiny"
-    out: Path | None = None
-    revision: str | None = None
-    token: str | None = Field(default=None, repr=False)
 
-    bits: int = 4
-    group_size: int = 128
-    symmetric: bool = False
-    solver: Solver = "gptq"
-    keep: tuple[str, ...] = ()
+def flag_of(name: str) -> str:
+    """How a field is called on the command line."""
+    return "--" + name.replace("_", "-")
 
-    calib: str = "bundled"
-    samples: int = 128
-    max_tokens: int = 2048
-    downsample_mode: DownsampleMode = "16x"
-    max_slice_nums: int | None = None
-    seed: int = 0
 
-    device: str = "cpu"
-    dtype: Dtype = "auto"
-    max_shard_bytes: int = 5_000_000_000
-    overwrite: bool = False
-    save_stats: Path | None = None
-    stats: Path | None = None
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Checks its fields against their limits; raises `QuantkitError` naming the flag."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, notes = getattr(self, one.name), one.metadata
+            if notes.get("choices") and value not in notes["choices"]:
+                raise QuantkitError(f"{flag_of(one.name)} {value!r}: use {' or '.join(notes['choices'])}")
+            if notes.get("least") is not None and value is not None and value < notes["least"]:
+                raise QuantkitError(f"{flag_of(one.name)} {value}: must be at least {notes['least']}")
 
     def provenance(self) -> dict[str, object]:
         """What ``quantkit.json`` records: the options that decide the bytes, none that names a place or a secret."""
-        places = {"out", "token", "overwrite", "save_stats", "stats", "model", "device"}
-        return self.model_dump(mode="json", exclude=places) | {"calib": Path(self.calib).name}
+        places = {one.name for one in fields(self) if one.metadata.get("place")}
+        return {name: value for name, value in asdict(self).items() if name not in places}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Options):
+    """Which checkpoint."""
+
+    model: str = option("tiny", "A folder, a hub id (openbmb/MiniCPM-V-4.6), or tiny.", MODEL, short="-m", place=True)
+    revision: str | None = option(None, "Branch, tag or commit of a hub id.", MODEL)
+    token: str | None = option(None, "Hub token. (default: the hub's own login)", MODEL, envvar="HF_TOKEN", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(ModelOptions):
+    """Which conversations, and how the model sees them."""
+
+    calib: tuple[str, ...] = option(
+        ("bundled",),
+        "bundled, photos, a folder of images, a .jsonl, .json, .parquet or .csv of chats, or a data set's id; with "
+        ",weight=2 and other settings behind commas (see README). May be repeated.",
+        DATA,
+    )
+    samples: int | None = option(
+        None, f"Conversations to calibrate on. (default: {SAMPLES}, or as the budget allows)", DATA, least=1
+    )
+    token_budget: int | None = option(None, "Tokens to calibrate on in all, visual ones included.", DATA, least=1)
+    max_tokens: int = option(2048, "Longest conversation, visual tokens included.", DATA, least=1)
+    seed: int = option(0, "Decides which conversations are taken.", DATA)
+    skip_bad: bool = option(False, "Leave bad rows out and count them, instead of stopping at the first.", DATA)
+    eval_data: str = option(
+        "heldout", "The data that the variant will be measured on: nothing of it may be used.", DATA
+    )
+    allow_overlap: bool = option(False, "Calibrate although some of it is in --eval-data.", DATA)
+    private_urls: bool = option(False, "Fetch pictures from addresses of a private network, too.", DATA, place=True)
+    cache: Path | None = option(None, "Where prepared samples are kept. (default: ~/.cache/quantkit)", DATA, place=True)
+    no_cache: bool = option(False, "Neither use nor keep prepared samples.", DATA, place=True)
+
+    downsample_mode: DownsampleMode = option(
+        "16x", "Visual token compression: 16x, 4x or both, alternating.", PICTURES, choices=("16x", "4x", "both")
+    )
+    max_slice_nums: int | None = option(
+        None, "Most slices an image is cut into. (default: the processor's)", PICTURES, least=1
+    )
+    max_num_frames: int | None = option(
+        None, "Most frames taken of a video. (default: the processor's)", PICTURES, least=1
+    )
+    stack_frames: int | None = option(
+        None, "Frames of a second stacked into one picture. (default: the processor's)", PICTURES, least=1
+    )
+    use_image_id: bool | None = option(None, "Number the pictures in the prompt. (default: the processor's)", PICTURES)
+    enable_thinking: bool | None = option(
+        None, "Prompt for a reasoning part. (default: where the answer carries one)", PICTURES
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.calib, str):
+            object.__setattr__(self, "calib", (self.calib,))
+        if self.samples is None and self.token_budget is None:
+            object.__setattr__(self, "samples", SAMPLES)
+        super().__post_init__()
+
+    def provenance(self) -> dict[str, object]:
+        # of local data only its own name
+        return super().provenance() | {
+            "calib": [Path(source).name for source in self.calib],
+            "eval_data": Path(self.eval_data).name,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(CalibrationOptions):
+    """Everything that decides the bytes of a quantized checkpoint, and where they go."""
+
+    method: str = "awq"
+    out: Path | None = option(None, "Folder to write. (default: ./MODEL-METHOD)", RUN, short="-o", place=True)
+
+    bits: int = option(4, "Bits a weight (this layout holds 4).", GRID)
+    group_size: int = option(128, "Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", GRID)
+    symmetric: bool = option(False, "Fixed or free zero point.", GRID, flag="--symmetric/--zero-point")
+    solver: Solver = option(
+        "gptq",
+        "Rounding: gptq feeds each column's error into the next ones; rtn takes the nearest code.",
+        GRID,
+        choices=("rtn", "gptq"),
+    )
+    keep: tuple[str, ...] = option(
+        (), "Leave these layers unquantized: a part of their name, * allowed. May be repeated.", GRID
+    )
+    save_stats: Path | None = option(None, "Keep the calibration statistics in this folder.", DATA, place=True)
+    stats: Path | None = option(None, "Use statistics kept by --save-stats: no pass is made.", DATA, place=True)
+
+    device: str = option("cpu", "cpu, cuda, cuda:1.", RUN, place=True)
+    dtype: Dtype = option(
+        "auto",
+        "Of the pass and of what stays unquantized: auto (the source's), bfloat16, float16, float32.",
+        RUN,
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    max_shard_size: str = option("5GB", "Largest weight file, as 5GB or 500MB.", RUN)
+    overwrite: bool = option(False, "Replace an existing folder, once the new one is complete.", RUN, place=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_size(self.max_shard_size, "--max-shard-size")
+
+    @property
+    def max_shard_bytes(self) -> int:
+        return parse_size(self.max_shard_size, "--max-shard-size")
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes of a size written as 5GB or 500MB; raises `QuantkitError` naming the flag."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    number, unit = text[:-2], text[-2:].upper()
+    if unit not in units or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise QuantkitError(f"{flag} {text!r}: write it as 5GB or 500MB")
+    return int(float(number) * units[unit])
 
 
 DEFAULTS = QuantizeOptions()

@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 def measure(options: QuantizeOptions, folder: Path) -> Row:
     """Quantize and verify one variant; KL is over the answers' tokens, and over all text tokens ("text")."""
     out = folder / f"{options.method}-{options.solver}-{options.seed}"
-    outcome = quantize(options.model_copy(update={"out": out}))
+    outcome = quantize(replace(options, **{"out": out}))
     report = verify(options.model, out)
     group = report.group()
     assert group is not None and group.answer is not None and group.text is not None and group.accuracy is not None
@@ -98,10 +99,10 @@ def main() -> None:
     options = QuantizeOptions(model=arguments.model, group_size=arguments.group_size, samples=arguments.samples)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        rows.append(measure(options.model_copy(update={"method": "rtn"}), Path(folder)))
+        rows.append(measure(replace(options, **{"method": "rtn"}), Path(folder)))
         for solver in ("rtn", "gptq"):
             for seed in arguments.seeds:
-                rows.append(measure(options.model_copy(update={"seed": seed, "solver": solver}), Path(folder)))
+                rows.append(measure(replace(options, **{"seed": seed, "solver": solver}), Path(folder)))
     console = Console(width=120)
     console.print(to_table(rows, f"{arguments.model}, W4 g{arguments.group_size}, {arguments.samples} conversations"))
     summary = summarise(rows)

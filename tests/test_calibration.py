@@ -89,12 +89,13 @@ BAD_ROWS = {
     "missing image": (json.dumps({"messages": chat(image_part("none.png"))}), "'none.png' does not exist"),
     "outside": (json.dumps({"messages": chat(image_part("../secret.png"))}), "outside the data folder"),
     "absolute": (json.dumps({"messages": chat(image_part("/etc/hostname"))}), "outside the data folder"),
-    "url": (json.dumps({"messages": chat(image_part("https://example.org/x.png"))}), "is a URL"),
+    "url": (json.dumps({"messages": chat(image_part("https:///x.png"))}), "is no valid URL"),
+    "scheme": (json.dumps({"messages": chat(image_part("ftp://example.org/x.png"))}), "only http and https"),
     "too few images": (json.dumps({"messages": chat({"type": "image"}), "images": []}), "more image parts than images"),
     "too many images": (json.dumps({"messages": [USER], "images": ["x.png"]}), "1 of the row's images are used by no"),
     "wrong modality": (json.dumps({"messages": [USER], "modality": "video"}), "make it 'text'"),
     "no frames": (json.dumps({"messages": chat({"type": "video", "video": []})}), "a video has no frames"),
-    "video file": (json.dumps({"messages": chat({"type": "video", "video": "x.mp4"})}), "must be a list of frame"),
+    "video file": (json.dumps({"messages": chat({"type": "video", "video": "x.mp4"})}), "'x.mp4' does not exist"),
     "answer": (json.dumps({"messages": [USER], "answer": 3}), "'answer' must be text"),
     "answers": (json.dumps({"messages": [USER], "answer": ["a", 3]}), "'answer' must be text or a list of texts"),
     "no answers": (json.dumps({"messages": [USER], "answer": []}), "'answer' is an empty list"),
@@ -333,7 +334,7 @@ def test_an_over_long_row_gives_its_place_to_another(tmp_path, processor, caplog
     with caplog.at_level(logging.WARNING):
         samples = prepare(conversations, processor, PrepareOptions(samples=4, max_tokens=64))
     assert [s.id for s in samples] == ["0", "2", "4", "6"]
-    assert "skipped" in caplog.text
+    assert "left out" in caplog.text
 
 
 def test_a_row_with_a_stated_answer_is_never_shortened(tmp_path, processor):

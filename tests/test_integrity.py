@@ -41,7 +41,7 @@ GOOD: dict[str, dict[str, object]] = {
     "whole rows, symmetric": {"group_size": -1, "symmetric": True},
     "a feeder kept": {"keep": ("layers.1.mlp.up_proj",)},
     "attention and a consumer kept": {"keep": ("self_attn", "layers.2.mlp.down_proj")},
-    "shards": {"max_shard_bytes": 2_000_000},
+    "shards": {"max_shard_size": "2MB"},
     "rtn": {"method": "rtn"},
     "rtn, groups of 32": {"method": "rtn", "group_size": 32},
     "rtn, whole rows, symmetric": {"method": "rtn", "group_size": -1, "symmetric": True},
@@ -72,7 +72,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
         data: dict[str, object] = {"samples": 12}
         if options.get("method") != "rtn" and "dtype" not in options:
             data |= {"stats": stats} if stats.exists() else {"save_stats": stats}
-        quantize(QuantizeOptions.model_validate({"model": "tiny", "out": out} | data | options))
+        quantize(QuantizeOptions(**{"model": "tiny", "out": out} | data | options))
         return out
 
     make("default")

@@ -1,6 +1,7 @@
 """The whole way of the data: what is written, that it is what was chosen, and what a rerun gives."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def options(random_checkpoint: Path, small_calibration: Path) -> QuantizeOptions
 
 
 def _at(options: QuantizeOptions, **changes) -> QuantizeOptions:
-    return options.model_copy(update=changes)
+    return replace(options, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_statistics_of_another_calibration_set_are_refused(
 
 
 def test_shards_and_index(options: QuantizeOptions, made: Path, tmp_path: Path) -> None:
-    quantize(_at(options, out=tmp_path / "x", max_shard_bytes=2_000_000, stats=made.parent / "stats"))
+    quantize(_at(options, out=tmp_path / "x", max_shard_size="2MB", stats=made.parent / "stats"))
     index = json.loads((tmp_path / "x/model.safetensors.index.json").read_text())
     shards = {path.name for path in (tmp_path / "x").glob("model-*.safetensors")}
     assert len(shards) > 2 and set(index["weight_map"].values()) == shards

@@ -18,6 +18,7 @@ from variants import TINY, variant
 
 from quantkit.calibration import load_conversations
 from quantkit.checkpoint import open_checkpoint
+from quantkit.cli.shared import default_cache
 from quantkit.errors import QuantkitError
 from quantkit.verify import VerifyOptions, load_dequantized, reference
 from quantkit.verify.compare import logits
@@ -314,12 +315,12 @@ def test_a_folder_that_can_only_be_read_still_gives_hits(task, kept, folder, mon
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("QUANTKIT_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert reference.default_cache() == tmp_path / "a"
+    assert default_cache() == tmp_path / "a"
     monkeypatch.delenv("QUANTKIT_CACHE")
-    assert reference.default_cache() == tmp_path / "b" / "quantkit"
+    assert default_cache() == tmp_path / "b" / "quantkit"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert reference.default_cache() == tmp_path / "c" / ".cache" / "quantkit"
+    assert default_cache() == tmp_path / "c" / ".cache" / "quantkit"
 
 
 # ---- the noise floor ----

@@ -34,7 +34,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> Variants:
         if options.get("method") != "rtn" and "dtype" not in options:
             options |= {"stats": stats} if stats.exists() else {"save_stats": stats}
         if not out.exists():
-            quantize(QuantizeOptions.model_validate(options))
+            quantize(QuantizeOptions(**options))
         return out
 
     return make

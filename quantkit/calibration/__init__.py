@@ -1,12 +1,32 @@
 """Calibration data: from any source to the very tensors that the model sees at inference.
 
-    source --load_conversations--> Conversation --prepare(processor)--> Sample
+    source --load--> Conversation --choose--> candidates --decode, processor--> Sample --> cache
 
-`conversations` reads and checks rows (no torch), `images` decodes pictures, `prepare` runs the checkpoint's own
-processor. Nothing here knows the model's insides.
+    sources, presets                     what --calib names
+    readers, folders, hub                files, folders and data sets, as raw rows
+    rows, messages, references           a raw row to a `Conversation` in the normal form of `conversations`
+    images, video, fetch                 what it refers to, decoded
+    sampling, cuts, prepare              which are taken, how long they may be, the checkpoint's own processor
+    mix, cache, identity                 all of it together, kept on disk, told apart from the evaluation set
+
+Nothing here knows the model's insides.
 """
 
-from quantkit.calibration.conversations import Conversation, load_conversations
-from quantkit.calibration.prepare import PrepareOptions, Sample, fingerprint, load_processor, prepare
+from quantkit.calibration.conversations import Conversation
+from quantkit.calibration.mix import Mix, MixOptions, build, build_from, prepare
+from quantkit.calibration.prepare import PrepareOptions, Sample, fingerprint, load_processor
+from quantkit.calibration.sources import load_conversations
 
-__all__ = ["Conversation", "PrepareOptions", "Sample", "fingerprint", "load_conversations", "load_processor", "prepare"]
+__all__ = [
+    "Conversation",
+    "Mix",
+    "MixOptions",
+    "PrepareOptions",
+    "Sample",
+    "build",
+    "build_from",
+    "fingerprint",
+    "load_conversations",
+    "load_processor",
+    "prepare",
+]

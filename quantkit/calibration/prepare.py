@@ -1,17 +1,16 @@
-"""From conversations to model inputs, by the checkpoint's own processor and nothing else.
+"""From a conversation to model inputs, by the checkpoint's own processor and nothing else.
 
 A `Sample` holds exactly what `model.forward` takes for one conversation, the assistant's answer included (so that its
-tokens are calibrated and can be teacher-forced). The selection is stratified by modality and depends on the seed alone.
-Over-long conversations are shortened at message boundaries or skipped, never cut inside a picture's placeholders. The
-tokenizer leaves as it came: truncation and padding settings are put back.
+tokens are calibrated and can be teacher-forced). Every knob goes to the processor as it does at inference. Over-long
+conversations are shortened (`cuts`) or left out, never cut inside a picture's placeholders. The tokenizer leaves as it
+came: truncation and padding settings are put back.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantkit.calibration.conversations import MODALITIES, Conversation, modality_of
-from quantkit.calibration.images import Decoder
+from quantkit.calibration.conversations import Conversation
+from quantkit.calibration.cuts import Cut, longest_fit
+from quantkit.calibration.images import Access, Decoded, Decoder
 from quantkit.errors import QuantkitError
 
 log = logging.getLogger(__name__)
@@ -37,20 +37,25 @@ FORWARD_INPUTS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """What decides the samples, besides the conversations and the processor."""
+    """What decides the samples, besides the conversations and the processor. None: as the processor has it."""
 
-    samples: int | None = None  # None: all of them
+    samples: int | None = None  # at most; None: all of them
+    token_budget: int | None = None  # for all samples together, visual tokens included
     max_tokens: int = 2048  # per sample, visual tokens included
-    downsample_mode: str = "16x"  # "16x", "4x", or "both" (alternating within each modality)
-    max_slice_nums: int | None = None  # None: the processor's own
+    downsample_mode: str = "16x"  # "16x", "4x", or "both" (alternating within each source and modality)
+    max_slice_nums: int | None = None
+    max_num_frames: int | None = None  # of a video file, or of a list of frames that states its rate
+    stack_frames: int | None = None
+    use_image_id: bool | None = None
+    enable_thinking: bool | None = None  # None: where the last answer carries its reasoning, and only there
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.downsample_mode not in (*MODES, "both"):
             raise QuantkitError(f"downsample mode '{self.downsample_mode}' is unknown: use 16x, 4x or both")
-        for name in ("samples", "max_tokens", "max_slice_nums"):
+        for name in ("samples", "token_budget", "max_tokens", "max_slice_nums", "max_num_frames", "stack_frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise QuantkitError(f"{name} must be at least 1, not {value}")
@@ -64,11 +69,13 @@ class Sample:
     modality: str
     language: str
     downsample_mode: str  # to be given to `model.forward` beside `inputs`
-    inputs: dict[str, Tensor]  # the other arguments of `model.forward`
+    inputs: Mapping[str, Tensor]  # the other arguments of `model.forward`; read from disk at each look where cached
     prompt_length: int  # tokens before the last assistant answer; the whole length where there is none
     vision_mask: Tensor  # [T] bool, image and video placeholder tokens
     source: str = ""
     messages: list[dict[str, Any]] = field(default_factory=list)  # what it was made of, shortened or not
+    sizes: tuple[tuple[int, int], ...] = ()  # width and height of each picture, and of each clip's frames
+    shortened: bool = False  # cut to fit `max_tokens`
 
     @property
     def input_ids(self) -> Tensor:
@@ -93,41 +100,6 @@ def load_processor(path: str | Path) -> Any:
     return processor
 
 
-def prepare(conversations: Sequence[Conversation], processor: Any, options: PrepareOptions) -> list[Sample]:
-    """Select and process conversations; the same arguments give the same samples, in the conversations' order.
-
-    Each modality keeps its share of the source within one. A conversation that does not fit `max_tokens` gives its
-    place to the next of its modality. Raises `QuantkitError` where nothing is left or a row cannot be processed.
-    """
-    wanted = _quotas(conversations, options.samples)
-    builder = _Builder(processor, options)
-    chosen: list[tuple[int, Sample]] = []
-    skipped = 0
-    with _unchanged_tokenizer(processor):
-        for modality, quota in wanted.items():
-            taken = 0
-            for index in _shuffled(conversations, modality, options.seed):
-                if taken == quota:
-                    break
-                mode = MODES[taken % 2] if options.downsample_mode == "both" else options.downsample_mode
-                sample = builder.build(conversations[index], mode)
-                if sample is None:
-                    skipped += 1
-                else:
-                    taken += 1
-                    chosen.append((index, sample))
-            if taken < quota:
-                log.warning("%s: %d of %d samples fit %d tokens", modality, taken, quota, options.max_tokens)
-    if builder.shortened or skipped:
-        log.warning("over-long conversations: %d shortened, %d skipped", builder.shortened, skipped)
-    if not chosen:
-        raise QuantkitError(
-            f"no calibration tokens: none of {len(conversations)} conversations fits {options.max_tokens} tokens; "
-            "raise max_tokens or give other data"
-        )
-    return [sample for _, sample in sorted(chosen, key=lambda pair: pair[0])]
-
-
 def fingerprint(samples: Sequence[Sample]) -> str:
     """SHA-256 over every input tensor (name, dtype, shape, bytes) and mode of the samples, in order."""
     digest = hashlib.sha256()
@@ -139,71 +111,76 @@ def fingerprint(samples: Sequence[Sample]) -> str:
     return digest.hexdigest()
 
 
-def _quotas(conversations: Sequence[Conversation], samples: int | None) -> dict[str, int]:
-    """How many samples of each modality: its share by largest remainders, so within one of the exact share."""
-    counts = {m: sum(c.modality == m for c in conversations) for m in MODALITIES}
-    counts = {modality: count for modality, count in counts.items() if count}
-    total = sum(counts.values())
-    if samples is None or samples >= total:
-        if samples is not None and samples > total:
-            log.warning("%d samples asked for, the data has %d", samples, total)
-        return counts
-    quotas = {modality: samples * count // total for modality, count in counts.items()}
-    by_remainder = sorted(counts, key=lambda m: (-(samples * counts[m] % total), MODALITIES.index(m)))
-    for modality in by_remainder[: samples - sum(quotas.values())]:
-        quotas[modality] += 1
-    return quotas
+@dataclass
+class Ready:
+    """A conversation whose pictures and clips are decoded; `whole` is used up by the first look at it."""
+
+    decoder: Decoder
+    whole: Decoded | None
 
 
-def _shuffled(conversations: Sequence[Conversation], modality: str, seed: int) -> list[int]:
-    indices = [index for index, conversation in enumerate(conversations) if conversation.modality == modality]
-    random.Random(f"{seed}/{modality}").shuffle(indices)
-    return indices
+class Preparer:
+    """Turns one conversation into one sample; counts what it had to shorten and what did not fit."""
 
-
-class _Builder:
-    """Turns one conversation into one sample; counts what it had to shorten."""
-
-    def __init__(self, processor: Any, options: PrepareOptions) -> None:
+    def __init__(self, processor: Any, options: PrepareOptions, access: Access | None = None) -> None:
         self.processor = processor
         self.options = options
-        self.shortened = 0
-        # Thinking off, as the model answers by default: with it on, the prompt is no prefix of a conversation.
-        self.template = {"enable_thinking": False} if "enable_thinking" in str(processor.chat_template) else {}
+        self.access = access or Access()
+        self.shortened = self.too_long = 0
+        self.has_thinking = "enable_thinking" in str(processor.chat_template)
 
-    def build(self, conversation: Conversation, mode: str) -> Sample | None:
-        """The sample, or None where no cut at a message boundary fits."""
-        decoder = Decoder(conversation.source)
-        for cut, messages in enumerate(_cuts(conversation)):
-            try:
-                part = replace(conversation, messages=messages, modality=modality_of(messages))
-                sample = self._process(part, decoder, mode)
-            except (ValueError, TypeError, KeyError, IndexError) as error:
-                first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise QuantkitError(f"{conversation.source}: the processor refuses this row ({first})") from error
-            if sample.input_ids.shape[1] <= self.options.max_tokens:
-                self.shortened += cut > 0
-                return sample
-        log.info("%s: skipped, longer than %d tokens", conversation.source, self.options.max_tokens)
-        return None
+    def decode(self, conversation: Conversation) -> Ready:
+        """Everything that the conversation refers to, decoded; safe to call from any thread. Raises `QuantkitError`."""
+        decoder = Decoder(conversation.source, self.access)
+        return Ready(decoder, self._decoded(decoder, self._messages(conversation), None))
 
-    def _process(self, conversation: Conversation, decoder: Decoder, mode: str) -> Sample:
-        messages = conversation.messages
+    def build(self, conversation: Conversation, ready: Ready, mode: str) -> Sample | None:
+        """The sample in one compression mode, or None where no cut fits. Raises `QuantkitError` naming the row."""
+        last: tuple[Cut, Sample] | None = None
+
+        def fits(cut: Cut) -> bool:
+            nonlocal last
+            last = cut, self._process(cut, ready, mode)
+            return last[1].input_ids.shape[1] <= self.options.max_tokens
+
+        try:
+            with unchanged_tokenizer(self.processor):
+                cut = longest_fit(conversation, fits, self.options.max_num_frames)
+                if cut is not None and (last is None or last[0] != cut):
+                    last = cut, self._process(cut, ready, mode)
+        except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise QuantkitError(f"{conversation.source}: the processor refuses this row ({first})") from error
+        if cut is None or last is None:
+            self.too_long += 1
+            log.info("%s: left out, longer than %d tokens", conversation.source, self.options.max_tokens)
+            return None
+        shortened = cut.conversation is not conversation or cut.frames is not None
+        self.shortened += shortened
+        return replace(last[1], shortened=shortened)
+
+    def _decoded(self, decoder: Decoder, messages: list[dict[str, Any]], frames: int | None) -> Decoded:
+        most = frames if frames is not None else self.options.max_num_frames
+        return decoder.chat(messages, self.processor.video_processor, most, self.options.stack_frames)
+
+    def _process(self, cut: Cut, ready: Ready, mode: str) -> Sample:
+        conversation = cut.conversation
+        messages = self._messages(conversation)
         answered = messages[-1]["role"] == "assistant"
-        kwargs: dict[str, Any] = {"downsample_mode": mode, "padding": False}
-        if self.options.max_slice_nums is not None:
-            kwargs["max_slice_nums"] = self.options.max_slice_nums
-        if conversation.modality == "video":
-            kwargs["do_sample_frames"] = False  # the frames given are the frames meant
+        # the template engine writes into what it is given, so what was decoded ahead serves once
+        decoded, ready.whole = ready.whole, None
+        if decoded is None:
+            decoded = self._decoded(ready.decoder, messages, cut.frames)
+        sizes = _sizes(decoded.messages)
         batch = self.processor.apply_chat_template(
-            decoder.messages(messages),
+            decoded.messages,
             tools=conversation.tools,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             add_generation_prompt=not answered,
-            processor_kwargs=kwargs,
-            **self.template,
+            processor_kwargs=self._knobs(mode, decoded.kwargs),
+            **self._template(conversation),
         )
         inputs = {name: batch[name] for name in FORWARD_INPUTS if name in batch}
         ids = inputs["input_ids"][0]
@@ -214,51 +191,84 @@ class _Builder:
             language=conversation.language,
             downsample_mode=mode,
             inputs=inputs,
-            prompt_length=self._prompt_length(conversation, ids) if answered else ids.numel(),
+            prompt_length=self._prompt_length(conversation, messages, ids) if answered else ids.numel(),
             vision_mask=torch.isin(ids, placeholders),
             source=conversation.source,
-            messages=messages,
+            messages=conversation.messages,
+            sizes=sizes,
         )
 
-    def _prompt_length(self, conversation: Conversation, ids: Tensor) -> int:
-        """Tokens before the last answer: the prompt that inference would send must be a prefix of the conversation.
+    def _knobs(self, mode: str, of_clips: dict[str, Any]) -> dict[str, Any]:
+        """What the processor takes beside the messages, only where it is stated."""
+        knobs = {"max_slice_nums": self.options.max_slice_nums, "use_image_id": self.options.use_image_id}
+        stated = {name: value for name, value in knobs.items() if value is not None}
+        return {"downsample_mode": mode, "padding": False, **stated, **of_clips}
+
+    # ---- thinking ----
+
+    def _thinks(self, conversation: Conversation) -> bool:
+        if self.options.enable_thinking is not None:
+            return self.options.enable_thinking
+        return bool(conversation.messages[-1].get("reasoning_content"))
+
+    def _template(self, conversation: Conversation) -> dict[str, Any]:
+        return {"enable_thinking": self._thinks(conversation)} if self.has_thinking else {}
+
+    def _messages(self, conversation: Conversation) -> list[dict[str, Any]]:
+        """The messages; without the last answer's reasoning where thinking is off, as the model would then answer."""
+        *before, last = conversation.messages
+        if self._thinks(conversation) or "reasoning_content" not in last:
+            return conversation.messages
+        return [*before, {key: value for key, value in last.items() if key != "reasoning_content"}]
+
+    def _prompt_length(self, conversation: Conversation, messages: list[dict[str, Any]], ids: Tensor) -> int:
+        """Tokens before the last answer: the prompt that inference would send must be the beginning of the whole.
 
         Compared before pictures are expanded: their placeholders are special tokens, across which no token merges, so
-        the answer has the same tokens at the end of both; that end is compared with `ids` too.
+        the answer has the same tokens at the end of both; that end is compared with `ids` too. A token that holds the
+        prompt's end and the answer's beginning counts as the answer's.
         """
-        whole = self._tokens(conversation, conversation.messages, generation=False)
-        prompt = self._tokens(conversation, conversation.messages[:-1], generation=True)
-        answer = whole[len(prompt) :]
-        if whole[: len(prompt)] != prompt or not answer or ids[-len(answer) :].tolist() != answer:
+        whole_text = self._rendered(conversation, messages, generation=False)
+        prompt_text = self._rendered(conversation, messages[:-1], generation=True)
+        whole, prompt = self._tokens(whole_text), self._tokens(prompt_text)
+        shared = next(
+            (at for at, pair in enumerate(zip(whole, prompt, strict=False)) if pair[0] != pair[1]), len(prompt)
+        )
+        answer = whole[shared:]
+        if not whole_text.startswith(prompt_text) or not answer or ids[-len(answer) :].tolist() != answer:
             raise QuantkitError(
                 f"{conversation.source}: the chat template renders the prompt differently once it is answered, so the "
                 "answer's tokens cannot be told; mend the template, or drop the last answer"
             )
         return ids.numel() - len(answer)
 
-    def _tokens(self, conversation: Conversation, messages: list[dict[str, Any]], generation: bool) -> list[int]:
-        text = self.processor.apply_chat_template(
+    def _rendered(self, conversation: Conversation, messages: list[dict[str, Any]], generation: bool) -> str:
+        return self.processor.apply_chat_template(
             [{**message, "content": list(message["content"])} for message in messages],
             tools=conversation.tools,
             tokenize=False,
             add_generation_prompt=generation,
-            **self.template,
+            **self._template(conversation),
         )
+
+    def _tokens(self, text: str) -> list[int]:
         return self.processor.tokenizer(text, padding=False, truncation=False)["input_ids"]
 
 
-def _cuts(conversation: Conversation) -> Iterator[list[dict[str, Any]]]:
-    """The whole conversation, then shorter ones that end after an earlier answer (none if the row states one)."""
-    yield conversation.messages
-    if conversation.answer is not None:
-        return
-    for end in range(len(conversation.messages) - 1, 1, -1):
-        if conversation.messages[end - 1]["role"] == "assistant":
-            yield conversation.messages[:end]
+def _sizes(messages: list[dict[str, Any]]) -> tuple[tuple[int, int], ...]:
+    """Width and height of every decoded picture, and of the frames of every clip ([n, 3, height, width])."""
+    found = []
+    for message in messages:
+        for part in message["content"]:
+            if part["type"] == "image":
+                found.append(part["image"].size)
+            elif part["type"] == "video":
+                found.append((part["video"].shape[3], part["video"].shape[2]))
+    return tuple(found)
 
 
 @contextmanager
-def _unchanged_tokenizer(processor: Any) -> Iterator[None]:
+def unchanged_tokenizer(processor: Any) -> Iterator[None]:
     """Put truncation and padding back: a call of a fast tokenizer changes what `save_pretrained` writes."""
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
     if backend is None:

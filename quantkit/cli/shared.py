@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -48,3 +49,11 @@ def escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(" ".join(text.split()))
+
+
+def default_cache() -> Path:
+    """$QUANTKIT_CACHE, else $XDG_CACHE_HOME/quantkit, else ~/.cache/quantkit."""
+    stated = os.environ.get("QUANTKIT_CACHE")
+    if stated:
+        return Path(stated).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "quantkit"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from quantkit.cli.shared import console, escape, megabytes, progress, quiet_libraries
+from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
 from quantkit.errors import QuantkitError
 
 if TYPE_CHECKING:
@@ -25,13 +25,13 @@ Candidate = Annotated[
 ]
 Items = Annotated[
     int | None,
-    typer.Option("--samples", min=1, help="Items to take, by modality. [default: all]", rich_help_panel=DATA),
+    typer.Option("--samples", min=1, help="Items to take, by modality. (default: all)", rich_help_panel=DATA),
 ]
 Engine = Annotated[
     list[str] | None,
     typer.Option(
         help="dequantized: the file's weights in the reference model; transformers, vllm, llama.cpp, sglang, ollama: "
-        "the real runtime. May be repeated. [default: dequantized, llama.cpp for a .gguf]",
+        "the real runtime. May be repeated. (default: dequantized, llama.cpp for a .gguf)",
         rich_help_panel=ENGINES,
     ),
 ]
@@ -73,7 +73,7 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=RUN)] = "cpu",
     cache: Annotated[
         Path | None,
-        typer.Option(help="Where reference passes are kept. [default: ~/.cache/quantkit]", rich_help_panel=RUN),
+        typer.Option(help="Where reference passes are kept. (default: ~/.cache/quantkit)", rich_help_panel=RUN),
     ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Neither use nor keep a reference pass.", rich_help_panel=RUN)
@@ -107,7 +107,7 @@ def verify(
     report: Annotated[
         Path | None,
         typer.Option(
-            help="Folder (or .json) for report.json, .md and .html. [default: QUANT, ./ for a hub id or .gguf]",
+            help="Folder (or .json) for report.json, .md and .html. (default: QUANT, ./ for a hub id or .gguf)",
             rich_help_panel=REPORTS,
         ),
     ] = None,
@@ -128,7 +128,6 @@ def verify(
     with console.status("loading torch and transformers"):
         quiet_libraries()
         from quantkit.verify import verify as run
-        from quantkit.verify.reference import default_cache
     gates = _gates(given, recipe)
     target = _report_target(report, candidate)
     with progress() as bars:

@@ -71,14 +71,6 @@ class ReferencePass:
     seconds: float  # of the pass itself, when it was made
 
 
-def default_cache() -> Path:
-    """$QUANTKIT_CACHE, else $XDG_CACHE_HOME/quantkit, else ~/.cache/quantkit."""
-    stated = os.environ.get("QUANTKIT_CACHE")
-    if stated:
-        return Path(stated).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "quantkit"
-
-
 def reference_pass(
     checkpoint: Checkpoint, task: Task, dtype: str, device: str, folder: Path | None, noise: bool, tick: Tick
 ) -> ReferencePass:

@@ -303,7 +303,11 @@ def make_task(conversations: Sequence[Conversation], source: Checkpoint, options
         conversations,
         processor,
         PrepareOptions(
-            options.samples, options.max_tokens, options.downsample_mode, options.max_slice_nums, options.seed
+            samples=options.samples,
+            max_tokens=options.max_tokens,
+            downsample_mode=options.downsample_mode,
+            max_slice_nums=options.max_slice_nums,
+            seed=options.seed,
         ),
     )
     known = {conversation.id: conversation for conversation in conversations}

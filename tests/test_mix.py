@@ -1,0 +1,297 @@
+"""Mixes of sources: the same whatever the workers, kept on disk, apart from the evaluation set."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from chats import chat, image_part, picture, text_part, user, write_mixed, write_rows
+
+from quantkit.calibration import (
+    Mix,
+    MixOptions,
+    PrepareOptions,
+    Sample,
+    build,
+    fingerprint,
+    load_conversations,
+    prepare,
+)
+from quantkit.calibration import cache as cache_room
+from quantkit.calibration.mix import check_overlap
+from quantkit.calibration.prepare import load_processor
+from quantkit.errors import QuantkitError
+
+TINY = Path(__file__).parent.parent / "quantkit" / "data" / "tiny"
+SOME = PrepareOptions(samples=12, downsample_mode="both")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mixed(tmp_path_factory.mktemp("mixed") / "set")
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    rows = [{"id": f"t{n}", "messages": chat(text_part(f"Count to {n}."), answer="1 " * n)} for n in range(1, 30)]
+    return write_rows(tmp_path / "texts.jsonl", rows)
+
+
+def same(first: Mix, second: Mix) -> bool:
+    tensors = [
+        torch.equal(left.inputs[name], right.inputs[name])
+        for left, right in zip(first.samples, second.samples, strict=True)
+        for name in left.inputs
+    ]
+    plain = ("id", "modality", "language", "downsample_mode", "prompt_length", "sizes", "source")
+    fields = [[getattr(one, name) for name in plain] for one in first.samples]
+    return all(tensors) and fields == [[getattr(one, name) for name in plain] for one in second.samples]
+
+
+def test_workers_change_nothing(mixed: Path, texts: Path) -> None:
+    specs = [str(mixed), f"{texts},weight=2"]
+    found = [build(specs, TINY, SOME, MixOptions(workers=workers)) for workers in (1, 2, 7)]
+    assert same(found[0], found[1]) and same(found[0], found[2])
+    assert len({mix.fingerprint for mix in found}) == 1
+    assert [(count.source, count.rows, count.samples) for count in found[0].counts] == [
+        ("set", 48, 4),
+        ("texts.jsonl", 29, 8),
+    ]
+    assert found[0].conversations is not None and not found[0].cached
+
+
+def test_a_mix_holds_what_prepare_makes(mixed: Path) -> None:
+    mix = build([str(mixed)], TINY, PrepareOptions(samples=48), MixOptions())
+    samples = prepare(load_conversations(mixed), load_processor(TINY), PrepareOptions())
+    assert mix.fingerprint == fingerprint(samples) == fingerprint(mix.samples)
+    assert all(torch.equal(a.vision_mask, b.vision_mask) for a, b in zip(mix.samples, samples, strict=True))
+
+
+def test_samples_live_as_long_as_they_are_held(mixed: Path) -> None:
+    samples = build([str(mixed)], TINY, PrepareOptions(samples=4), MixOptions()).samples
+    folders = {sample.inputs.path.parent for sample in samples}  # type: ignore[attr-defined]
+    assert all(sample.inputs["input_ids"].numel() for sample in samples) and all(folder.exists() for folder in folders)
+    assert [list(sample.inputs.values()) for sample in samples]
+    del samples
+    assert not any(folder.exists() for folder in folders)
+
+
+def test_the_token_budget_is_kept(mixed: Path) -> None:
+    for budget in (300, 1000):
+        mix = build([str(mixed)], TINY, PrepareOptions(token_budget=budget), MixOptions())
+        tokens = sum(sample.input_ids.numel() for sample in mix.samples)
+        assert budget - 120 < tokens <= budget
+        assert mix.counts[0].tokens == tokens
+    shares = {m: sum(s.input_ids.numel() for s in mix.samples if s.modality == m) / tokens for m in ("text", "video")}
+    assert abs(shares["text"] - 1 / 2) < 0.1 and abs(shares["video"] - 1 / 8) < 0.1
+    with pytest.raises(QuantkitError, match="fits a budget of 5 tokens"):
+        build([str(mixed)], TINY, PrepareOptions(token_budget=5), MixOptions())
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_comes_from_the_cache(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = MixOptions(cache=tmp_path)
+    first = build([str(mixed)], TINY, SOME, how)
+    monkeypatch.setattr("quantkit.calibration.mix.load_processor", None)  # a second run needs none
+    second = build([str(mixed)], TINY, SOME, replace(how, workers=3))
+    assert second.cached and not first.cached and same(first, second)
+    assert (second.fingerprint, second.items, second.pictures) == (first.fingerprint, first.items, first.pictures)
+    assert (second.counts, second.skipped) == (first.counts, first.skipped)
+    assert [path.name for path in (tmp_path / "prepared").iterdir() if path.name.startswith("partial")] == []
+
+
+def test_pictures_are_kept_as_codes(tmp_path: Path) -> None:
+    picture(tmp_path / "set" / "a.png", size=(400, 300))
+    mix = build([str(tmp_path / "set")], TINY, PrepareOptions(), MixOptions(cache=tmp_path / "cache"))
+    pixels = mix.samples[0].inputs["pixel_values"]
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    assert pixels.dtype == torch.float32 and file.stat().st_size < pixels.numel() * 1.3
+    (plain,) = prepare(load_conversations(tmp_path / "set"), load_processor(TINY), PrepareOptions())
+    assert torch.equal(pixels, plain.inputs["pixel_values"])
+
+
+@pytest.mark.parametrize("values", [
+    torch.linspace(-1, 1, 257), torch.randn(100), torch.full((3, 2), 0.25), torch.tensor([0.0, 7.0, 5.0]),
+    torch.tensor([float("nan"), 1.0]),
+])  # fmt: skip
+def test_codes_give_back_the_very_bits(values: torch.Tensor) -> None:
+    stored = cache_room._encode("pixel_values", values)
+    back = cache_room._decode(stored["pixel_values"], stored.get("pixel_values.palette"))
+    assert torch.equal(back.view(torch.int32), values.view(torch.int32))
+    levels = (torch.arange(256) * (1 / 255) - 0.5) / 0.5
+    assert (
+        cache_room._encode("pixel_values", levels[torch.randint(0, 256, (999,))])["pixel_values"].dtype == torch.uint8
+    )
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"samples": 11}, {"max_tokens": 2047}, {"downsample_mode": "16x"}, {"max_slice_nums": 2},
+    {"use_image_id": False}, {"max_num_frames": 2}, {"stack_frames": 2}, {"enable_thinking": True},
+    {"token_budget": 900},
+])  # fmt: skip
+def test_every_option_is_part_of_the_key(mixed: Path, tmp_path: Path, change: dict) -> None:
+    build([str(mixed)], TINY, SOME, MixOptions(cache=tmp_path))
+    assert not build([str(mixed)], TINY, replace(SOME, **change), MixOptions(cache=tmp_path)).cached
+    assert build([str(mixed)], TINY, SOME, MixOptions(cache=tmp_path)).cached
+
+
+def test_changed_sources_pictures_and_processors_are_prepared_again(mixed: Path, tmp_path: Path) -> None:
+    data, model, how = tmp_path / "set", tmp_path / "model", MixOptions(cache=tmp_path / "cache")
+    shutil.copytree(mixed, data)
+    shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.safetensors"))
+
+    def cached() -> bool:
+        return build([str(data)], model, SOME, how).cached
+
+    assert [cached(), cached()] == [False, True]
+    picture(data / "images" / "0.png", seed=77, size=(64, 64))
+    assert [cached(), cached()] == [False, True]
+    rows = (data / "manifest.jsonl").read_text()
+    (data / "manifest.jsonl").write_text(rows.replace("number 1?", "number 1 ?"))
+    assert [cached(), cached()] == [False, True]
+    settings = json.loads((model / "preprocessor_config.json").read_text())
+    (model / "preprocessor_config.json").write_text(json.dumps(settings | {"max_slice_nums": 3}))
+    assert [cached(), cached()] == [False, True]
+    (model / "config.json").write_text("{}")  # the model's own part decides no sample
+    assert cached()
+    assert not build([f"{data},weight=2"], model, SOME, how).cached
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "index", "missing", "version"])
+def test_a_damaged_entry_is_made_anew(mixed: Path, tmp_path: Path, damage: str) -> None:
+    how = MixOptions(cache=tmp_path)
+    first = build([str(mixed)], TINY, SOME, how)
+    (index,) = tmp_path.rglob("samples.json")
+    file = sorted(index.parent.glob("*.safetensors"))[3]
+    if damage == "flip":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "index":
+        index.write_text(index.read_text()[:-40])
+    else:
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"version": 0}))
+    again = build([str(mixed)], TINY, SOME, how)
+    assert not again.cached and same(first, again)
+    assert build([str(mixed)], TINY, SOME, how).cached
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_cache(mixed: Path, tmp_path: Path, caplog) -> None:
+    (tmp_path / "file").write_text("")
+    mix = build([str(mixed)], TINY, SOME, MixOptions(cache=tmp_path / "file"))
+    assert len(mix.samples) == 12 and fingerprint(mix.samples) == mix.fingerprint
+    assert "not cached" in caplog.text
+
+
+def test_the_oldest_entries_make_room(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = MixOptions(cache=tmp_path)
+
+    def made(seed: int) -> bool:
+        return build([str(mixed)], TINY, replace(SOME, seed=seed), how).cached
+
+    made(0)
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*.*"))
+    monkeypatch.setattr(cache_room, "LIMIT", 2.5 * size)
+    assert [made(1), made(0), made(2)] == [False, True, False]
+    assert [made(2), made(0), made(1)] == [True, True, False]
+
+
+# ---- bad rows, overlap -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows = [{"id": str(n), "messages": chat(text_part(f"Row {n}."))} for n in range(1, 9)]
+    rows[2]["messages"] = chat(image_part("broken.png"), text_part("?"))
+    rows[5]["messages"] = chat(image_part("absent.png"), text_part("?"))
+    rows[6] = {"id": "7", "messages": [{"role": "assistant", "content": "Nobody asked."}]}
+    return write_rows(tmp_path / "rows.jsonl", rows)
+
+
+def test_the_first_bad_row_stops_the_run(faulty: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantkitError, match=r"rows.jsonl:\d.*png"):
+        build([str(faulty)], TINY, PrepareOptions(), MixOptions(cache=tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob("*.*"))
+
+
+def test_bad_rows_are_left_out_and_counted(faulty: Path, tmp_path: Path) -> None:
+    how = MixOptions(cache=tmp_path / "cache", skip_bad=True)
+    for cached in (False, True):
+        mix = build([str(faulty)], TINY, PrepareOptions(), how)
+        assert [sample.id for sample in mix.samples] == ["1", "2", "4", "5", "8"] and mix.cached is cached
+        found = sorted(line.partition("rows.jsonl:")[2][:1] for line in mix.skipped)
+        assert found == ["3", "6", "7"] and mix.counts[0].samples == 5
+
+
+def test_a_mix_names_each_source_once_and_at_least_one(texts: Path) -> None:
+    with pytest.raises(QuantkitError, match="named twice"):
+        build([str(texts), f"{texts},weight=2"], TINY, SOME, MixOptions())
+    with pytest.raises(QuantkitError, match="names no source"):
+        build([], TINY, SOME, MixOptions())
+
+
+def test_what_is_measured_on_must_not_be_calibrated_on(mixed: Path, tmp_path: Path) -> None:
+    mix = build([str(mixed)], TINY, PrepareOptions(), MixOptions())
+    picture(tmp_path / "other.png", seed=3, size=(80, 64))  # the pixels of images/3.png, by another name
+    rows = [
+        {"id": "new", "messages": chat(text_part("What is number 1000?"))},
+        {"id": "seen", "messages": chat(image_part("other.png"), text_part("Quite another question?"))},
+        {"id": "asked", "messages": chat(text_part("What is number 0?"), answer="Number 0.")},
+    ]
+    evaluation = write_rows(tmp_path / "eval.jsonl", rows)
+    with pytest.raises(QuantkitError, match=r"shares 2 items with --eval-data .*\(seen, asked\).*--allow-overlap"):
+        check_overlap(mix, str(evaluation), [str(mixed)])
+    check_overlap(mix, str(write_rows(tmp_path / "fine.jsonl", rows[:1])), [str(mixed)])
+
+
+# ---- knobs -----------------------------------------------------------------------------------------------------------
+
+
+def knobs(folder: Path, row: dict, **options) -> Sample:
+    rows = load_conversations(write_rows(folder / "knobs.jsonl", [row]))
+    return prepare(rows, load_processor(TINY), PrepareOptions(**options))[0]
+
+
+def test_image_ids_thinking_and_tools_reach_the_prompt(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    processor = load_processor(TINY)
+    row = {"messages": chat(image_part("a.png"), text_part("What?"))}
+    shown = {
+        flag: processor.tokenizer.decode(knobs(tmp_path, row, use_image_id=flag).input_ids[0]) for flag in (True, False)
+    }
+    assert "<image_id>" in shown[True] and "<image_id>" not in shown[False]
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "Looks up.", "parameters": {}}}]
+    assert "look_up" in processor.tokenizer.decode(knobs(tmp_path, row | {"tools": tools}).input_ids[0])
+
+
+@pytest.mark.parametrize(("asked", "reasoning", "expected"), [
+    (None, None, "<think>\n\n</think>\n\nBlue."), (None, "Look.", "<think>\nLook.\n</think>\n\nBlue."),
+    (False, "Look.", "<think>\n\n</think>\n\nBlue."), (True, "Look.", "<think>\nLook.\n</think>\n\nBlue."),
+    (True, None, "<think>\n\n</think>\n\nBlue."),
+])  # fmt: skip
+def test_thinking(tmp_path: Path, asked: bool | None, reasoning: str | None, expected: str) -> None:
+    answer = {"role": "assistant", "content": "Blue."} | ({"reasoning_content": reasoning} if reasoning else {})
+    sample = knobs(tmp_path, {"messages": [user(text_part("Which?")), answer]}, enable_thinking=asked)
+    tokenizer = load_processor(TINY).tokenizer
+    assert tokenizer.decode(sample.input_ids[0]).endswith(f"<|im_start|>assistant\n{expected}<|im_end|>\n")
+    prompt = tokenizer.decode(sample.input_ids[0, : sample.prompt_length])
+    thinks = asked if asked is not None else bool(reasoning)
+    ending = "<think>\n" if thinks else "<think>\n\n</think>\n\n"
+    assert f"<|im_start|>assistant\n{ending}".startswith(prompt[prompt.rindex("<|im_start|>") :])
+    assert prompt.endswith("<think>") or prompt.endswith(ending)
+
+
+def test_an_unanswered_question_ends_as_inference_would_prompt(tmp_path: Path) -> None:
+    tokenizer = load_processor(TINY).tokenizer
+    for asked, ending in ((None, "<think>\n\n</think>\n\n"), (True, "<think>\n")):
+        sample = knobs(tmp_path, {"messages": [user(text_part("Which?"))]}, enable_thinking=asked)
+        assert tokenizer.decode(sample.input_ids[0]).endswith("<|im_start|>assistant\n" + ending)

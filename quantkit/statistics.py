@@ -7,6 +7,10 @@ it as well, so no forward pass happens inside a search.
 
 Weights are read from the checkpoint when their block's turn comes and dropped after it. What stays is the hidden state
 of each sample. The modules are transformers' own, so the activations are those of inference.
+
+Short samples of like length go through the blocks together, each on a row of its own. Nothing is joined along time, so
+no attention, convolution or recurrent state reaches from one sample into another; rows are padded on the right, where
+causality hides the padding from what comes before it. Padding is zero before every block and counts in no statistic.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from quantkit.errors import QuantkitError
 from quantkit.model import LAYERS_PREFIX, NORM_KINDS, Block, ModelMap
@@ -32,6 +37,7 @@ log = logging.getLogger(__name__)
 MODALITIES = ("text", "vision")
 _PANEL = 512  # columns a matrix product fills at once; only panels on and above the diagonal are computed
 _FLUSH_TOKENS = 2048  # rows gathered before they are multiplied: long products run near peak speed
+BATCH_TOKENS = 512  # padded tokens a batch; more gained nothing at tiny's width and lost at the published one
 
 Progress = Callable[[str, int, int], None]  # what, done, of
 
@@ -93,14 +99,13 @@ class _Accumulator:
         }
         self._waiting: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
 
-    def add(self, rows: Tensor, vision: Tensor) -> None:
-        """``rows`` [tokens, in]; ``vision`` bool [tokens]."""
-        for name, mask in zip(MODALITIES, (~vision, vision), strict=True):
-            chosen = rows[mask]
+    def add(self, rows: Tensor, places: dict[str, Tensor]) -> None:
+        """``rows`` [B * T, in]; ``places`` int64, which of them are of each modality (padding is of none)."""
+        for name, chosen in places.items():
             if not len(chosen):
                 continue
             waiting = self._waiting[name]
-            waiting.append(chosen)
+            waiting.append(rows.index_select(0, chosen))
             if sum(map(len, waiting)) >= _FLUSH_TOKENS:
                 self._flush(name)
 
@@ -140,19 +145,26 @@ class _Recorder(nn.Module):
 
 
 @dataclass
-class _Stream:
-    """One sample on its way through the blocks: hidden [1, T, hidden], and each layer kind's other arguments."""
+class _Batch:
+    """Samples on their way through the blocks, one a row, and each layer kind's other arguments.
 
-    sample: Sample
+    hidden [B, T, hidden]; padding bool [B, T]; places: see `_Accumulator.add`.
+    """
+
+    members: list[int]  # which of the pass's samples
     hidden: Tensor
+    padding: Tensor
+    places: dict[str, Tensor]
     arguments: dict[str, dict[str, Any]]
 
 
 class CalibrationPass:
     """Streams ``samples`` through the language model of ``checkpoint``; iterate it for one BlockStatistics a block.
 
-    dtype is that of the weights and activations (the Gram matrices are float32 whatever it is). Raises QuantkitError
-    for a tensor that is missing, misshaped, NaN or Inf, and for an activation that is NaN or Inf (layer and sample).
+    dtype is that of the weights and activations (the Gram matrices are float32 whatever it is). Samples run together up
+    to ``batch_tokens`` tokens, padding included (1: each alone, with the bits of transformers' forward). Raises
+    QuantkitError for a tensor that is missing, misshaped, NaN or Inf, and for an activation that is NaN or Inf (layer
+    and sample).
     """
 
     def __init__(
@@ -163,12 +175,13 @@ class CalibrationPass:
         *,
         device: str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
+        batch_tokens: int = BATCH_TOKENS,
         progress: Progress | None = None,
     ) -> None:
         if not samples:
             raise QuantkitError("no calibration samples: nothing is left of the set given with --calib")
         self.checkpoint, self.map, self.samples = checkpoint, model_map, samples
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.batch_tokens = torch.device(device), dtype, batch_tokens
         self.progress = progress or (lambda what, done, total: None)
         self.skeleton = build_skeleton(checkpoint)
         self.layers = list(self.skeleton.model.language_model.layers)
@@ -176,19 +189,24 @@ class CalibrationPass:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[BlockStatistics]:
-        streams = self._embed()
+        running = self._embed()
         for block in self.map.blocks:
-            yield self._run_block(block, streams)
+            yield self._run_block(block, running)
 
     def final_hidden(self) -> list[Tensor]:
         """Hidden states [1, T, hidden] after the last block (before the final norm), for checking the pass itself."""
         with torch.no_grad():
-            streams = self._embed()
+            running = self._embed()
             for block in self.map.blocks:
-                self._run_block(block, streams)
-        return [stream.hidden for stream in streams]
+                self._run_block(block, running)
+        found = {
+            index: batch.hidden[row, ~batch.padding[row]][None]
+            for batch in running
+            for row, index in enumerate(batch.members)
+        }
+        return [found[index] for index in range(len(self.samples))]
 
-    def _embed(self) -> list[_Stream]:
+    def _embed(self) -> list[_Batch]:
         """Vision tower, mergers and embedding of every sample, with the model's own forward around them."""
         outer = self.skeleton.model
         language = outer.language_model
@@ -204,33 +222,52 @@ class CalibrationPass:
             for prefix, module in parts.items():
                 self._materialise(module, prefix)
             language.rotary_emb = type(language.rotary_emb)(config=language.config).to(self.device)
-            streams = []
-            for done, sample in enumerate(self.samples):
+            running: list[_Batch] = []
+            done = 0
+            for members in batches([len(sample.vision_mask) for sample in self.samples], self.batch_tokens):
                 self.progress("vision", done, len(self.samples))
-                streams.append(self._embed_one(outer, sample, recorders))
-            self.progress("vision", len(self.samples), len(self.samples))
-            return streams
+                running.append(self._embed_batch(outer, members, recorders))
+                done += len(members)
+            self.progress("vision", done, len(self.samples))
+            return running
         finally:
             for module in parts.values():
                 module.to("meta")
             language.norm, language.layers = norm, nn.ModuleList(self.layers)
 
-    def _embed_one(self, outer: nn.Module, sample: Sample, recorders: list[_Recorder]) -> _Stream:
+    def _embed_batch(self, outer: Any, members: list[int], recorders: list[_Recorder]) -> _Batch:
+        """Pictures go through the tower a sample at a time: memory peaks there, and attention takes one at a time."""
+        samples = [self.samples[index] for index in members]
+        rows = [self._embed_one(outer, sample) for sample in samples]
+        hidden = pad_sequence(rows, batch_first=True)
+        if len(rows) > 1:  # a sample alone has left its arguments in the recorders
+            outer.language_model(inputs_embeds=hidden, use_cache=False)
+        padding = pad_sequence([torch.zeros_like(s.vision_mask) for s in samples], batch_first=True, padding_value=1)
+        vision = pad_sequence([sample.vision_mask for sample in samples], batch_first=True)
+        places = {
+            name: torch.nonzero(mask.flatten())[:, 0].to(self.device)
+            for name, mask in zip(MODALITIES, (~vision & ~padding, vision), strict=True)
+        }
+        arguments = {recorder.kind: recorder.seen for recorder in recorders}
+        return _Batch(members, hidden, padding.to(self.device), places, arguments)
+
+    def _embed_one(self, outer: Any, sample: Sample) -> Tensor:
+        """What one sample gives to the first block, [T, hidden]."""
         inputs = {name: value.to(self.device) for name, value in sample.inputs.items()}
         hidden = outer(**inputs, downsample_mode=sample.downsample_mode, use_cache=False).last_hidden_state
-        _require_finite(hidden, "the vision tower and embedding", sample)
-        return _Stream(sample, hidden, {recorder.kind: recorder.seen for recorder in recorders})
+        _require_finite(hidden, "the vision tower and embedding", [sample])
+        return hidden[0]
 
-    def _run_block(self, block: Block, streams: list[_Stream]) -> BlockStatistics:
+    def _run_block(self, block: Block, running: list[_Batch]) -> BlockStatistics:
         layer = self.layers[block.index]
         self._materialise(layer, block.prefix)
         check_norms(layer, block)
         accumulators = {group.name: _Accumulator(group.in_features, self.device) for group in block.groups}
-        vision = torch.zeros(0, dtype=torch.bool)
+        places: dict[str, Tensor] = {}
 
         def hook_for(accumulator: _Accumulator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                accumulator.add(args[0].flatten(0, -2), vision)
+                accumulator.add(args[0].flatten(0, -2), places)
 
             return hook
 
@@ -238,12 +275,16 @@ class CalibrationPass:
             for group in block.groups:
                 linear = layer.get_submodule(group.linears[0])
                 stack.callback(linear.register_forward_pre_hook(hook_for(accumulators[group.name])).remove)
-            for done, stream in enumerate(streams):
-                self.progress(f"layer {block.index}", done, len(streams))
-                vision = stream.sample.vision_mask.to(self.device)
-                stream.hidden = layer(stream.hidden, **stream.arguments[block.kind])
-                _require_finite(stream.hidden, f"layer {LAYERS_PREFIX}{block.index}", stream.sample)
-        self.progress(f"layer {block.index}", len(streams), len(streams))
+            done = 0
+            for batch in running:
+                self.progress(f"layer {block.index}", done, len(self.samples))
+                places = batch.places
+                hidden = layer(batch.hidden, **batch.arguments[block.kind])
+                batch.hidden = hidden.masked_fill_(batch.padding[..., None], 0)
+                members = [self.samples[index] for index in batch.members]
+                _require_finite(batch.hidden, f"layer {LAYERS_PREFIX}{block.index}", members)
+                done += len(members)
+        self.progress(f"layer {block.index}", done, len(self.samples))
         layer.to("meta")
         statistics = BlockStatistics(block.index, {name: acc.finish() for name, acc in accumulators.items()})
         self.abs_max = max(self.abs_max, *(part.abs_max for part in statistics.inputs.values()))
@@ -262,8 +303,23 @@ class CalibrationPass:
         module.eval()
 
 
-def _require_finite(hidden: Tensor, where: str, sample: Sample) -> None:
-    if not torch.isfinite(hidden).all():
+def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Indices of samples that run together, shortest first: at most ``most`` tokens with padding, or one sample."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batch and (len(batch) + 1) * lengths[index] > most:  # sorted, so the newest is the longest
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _require_finite(hidden: Tensor, where: str, samples: Sequence[Sample]) -> None:
+    """``hidden`` [B, T, hidden], a row for each of ``samples``."""
+    finite = torch.isfinite(hidden).all(-1).all(-1)
+    if not finite.all():
+        sample = samples[int(finite.int().argmin())]
         raise QuantkitError(
             f"activation of {where} is NaN or Inf for calibration sample {sample.id}; try --dtype float32"
         )

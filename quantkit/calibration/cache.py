@@ -41,7 +41,8 @@ VERSION = 2
 LIMIT = 10_000_000_000  # bytes of all entries together; the least recently used ones go first
 CODES = 256
 PLAIN_ENTRY = ("fingerprint", "items", "pictures", "skipped", "counts", "read", "too_long")
-PLAIN = ("id", "modality", "language", "downsample_mode", "prompt_length", "source", "shortened")  # fields of a sample as they are
+# fields of a sample as they are
+PLAIN = ("id", "modality", "language", "downsample_mode", "prompt_length", "source", "shortened")
 
 
 @dataclass

@@ -6,6 +6,7 @@ first run (the whole picture) and another before each of its slices, so the toke
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -188,7 +189,7 @@ def _counted(values: Iterable[str]) -> list[Bucket]:
 
 def _buckets(values: Sequence[float], ends: Sequence[int]) -> list[Bucket]:
     """Counts up to each end, and above the last; empty ones outside of what occurs are left out."""
-    labels = [f"up to {ends[0]}", *(f"{low + 1} to {high}" for low, high in zip(ends, ends[1:], strict=False))]
+    labels = [f"up to {ends[0]}", *(f"{low + 1} to {high}" for low, high in itertools.pairwise(ends))]
     places = Counter(sum(value > end for end in ends) for value in values)
     return _spanned([*labels, f"above {ends[-1]}"], places)
 

@@ -167,9 +167,7 @@ class _Media:
         self.one_of_frames = len(clips) == 1 and not isinstance(clips[0]["video"], str)
 
     def messages(self) -> list[dict[str, Any]]:
-        return [
-            {**one, "content": [self._part(part) for part in one["content"]]} for one in self.conversation.messages
-        ]
+        return [{**one, "content": [self._part(part) for part in one["content"]]} for one in self.conversation.messages]
 
     def _part(self, part: dict[str, Any]) -> dict[str, Any]:
         if part["type"] == "text":

@@ -30,7 +30,6 @@ REDIRECTS = 5
 SHOWN = 120  # characters of a URL in an error
 CHUNK = 1 << 16
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 SIX_TO_FOUR_RELAYS = ipaddress.ip_network("192.88.99.0/24")
 WORDS = {"image": "a picture", "video": "a video"}
 # answers that are surely an error page or an API's, told before their body is read
@@ -146,7 +145,7 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is None and (ip in NAT64 or ip in IPV4_COMPATIBLE):
+        if inner is None and ip in NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import importlib.util
 import io
 import logging
 import os
 import stat
+import struct
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +45,12 @@ __all__ = ["Access", "Clip", "Decoded", "Decoder"]
 log = logging.getLogger(__name__)
 
 SKIMAGE = "skimage:"
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 FRAMES_WITHOUT_RULE = 8  # of a video file where no processor is asked which
+PIECE = 1 << 20  # bytes of a video file that are read at a time
+# what Pillow's readers meet damaged files with
+_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, RuntimeError)
+_DAMAGED += (OverflowError, MemoryError, struct.error, zlib.error)
 _noted: set[str] = set()  # kinds of pictures that were warned of; each is a warning once, then a line of information
 
 
@@ -56,7 +63,7 @@ class Decoded:
 
 
 class Decoder:
-    """Reads what a conversation refers to, each distinct picture once, for as long as it lives (one conversation).
+    """Reads what a conversation refers to, each picture and clip once, for as long as it lives (one conversation).
 
     where: "file:row", before every error.
     """
@@ -66,6 +73,7 @@ class Decoder:
         self.access = access or Access()
         self.decoded: dict[str, Picture] = {}
         self.fetched: dict[str, bytes] = {}
+        self.clips: dict[str, tuple[tuple[Any, ...], Clip]] = {}  # of each file the last that was asked for
 
     # ---- pictures ----
 
@@ -77,7 +85,6 @@ class Decoder:
                 self.decoded[reference] = self._open(reference, data)
             except Unusable as error:
                 raise self._fault("image", reference, error) from error
-            self.fetched.pop(reference, None)
         return self.decoded[reference]
 
     def _open(self, reference: str, data: bytes) -> Picture:
@@ -85,10 +92,10 @@ class Decoder:
 
         _refuse_other_kinds(data[:512])
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            with Image.open(io.BytesIO(data), formats=_formats()) as opened:
                 self._check_pixels(opened.size)
                 if getattr(opened, "is_animated", False):
-                    self._note("animated", reference, "is animated: its first frame is used, as at inference")
+                    self._note("several", reference, "holds several pictures: its first is used, as at inference")
                 if opened.mode.startswith("I;16"):
                     self._note("16-bit", reference, "has 16 bits of grey: they are scaled to 8, as at inference")
                 elif opened.mode in ("I", "F"):
@@ -98,8 +105,7 @@ class Decoder:
             raise Unusable(f"is too large ({error}); make it smaller") from error
         except Image.UnidentifiedImageError as error:
             raise Unusable(f"cannot be decoded (no picture of a known kind: {', '.join(FORMATS)})") from error
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, OverflowError, MemoryError) as error:
-            # Pillow's readers meet damaged headers with any of these
+        except _DAMAGED as error:
             raise Unusable(f"cannot be decoded ({first_line(error)})") from error
 
     def _check_pixels(self, size: tuple[int, int]) -> None:
@@ -135,10 +141,14 @@ class Decoder:
             rule = video.processor_rule(video_processor, max_num_frames, stack_frames)
         if not isinstance(part["video"], str):
             return self._listed(part["video"], part.get("fps"), rule)
-        try:
-            return video.read_clip(self._video_source(part["video"]), rule, self.access.max_pixels)
-        except Unusable as error:
-            raise self._fault("video", part["video"], error) from error
+        reference, asked = part["video"], (video_processor, max_num_frames, stack_frames)
+        if self.clips.get(reference, (None,))[0] != asked:
+            try:
+                clip = video.read_clip(self._video_source(reference), rule, self.access.max_pixels)
+            except Unusable as error:
+                raise self._fault("video", reference, error) from error
+            self.clips[reference] = asked, clip
+        return self.clips[reference][1]
 
     def frames(
         self,
@@ -212,7 +222,7 @@ class Decoder:
                 return {"type": "image", "image": self.image(part["image"])}
             if part["type"] == "video":
                 clip = self.clip(part, video_processor, max_num_frames, stack_frames)
-                found.append(clip.metadata)
+                found.append(dict(clip.metadata))
                 # channels first, as a decoded file has them: their place is guessed from the shape otherwise, wrongly
                 # for a clip three pixels high
                 return {"type": "video", "video": np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2))}
@@ -243,8 +253,11 @@ class Decoder:
         if kind == "video" and not (reference.startswith(("data:", SKIMAGE)) or is_url(reference)):
             try:
                 _stat(reference, self.access.max_video_bytes)
+                digest = hashlib.sha256()
                 with _open_file(reference) as file:
-                    return hashlib.file_digest(file, "sha256").hexdigest()
+                    while piece := file.read(PIECE):
+                        digest.update(piece)
+                return digest.hexdigest()
             except Unusable as error:
                 raise self._fault(kind, reference, error) from error
         return hashlib.sha256(self.read(reference, kind)).hexdigest()
@@ -274,6 +287,15 @@ def _name(reference: str) -> str:
     if reference.startswith("data:"):
         return reference[:40] + "..."
     return shown(reference) if is_url(reference) else reference
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow reads."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _scaled(picture: Picture) -> Picture:

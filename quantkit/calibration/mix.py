@@ -22,9 +22,18 @@ from typing import Any
 
 from quantkit.calibration import cache as cache_room
 from quantkit.calibration.conversations import Conversation
-from quantkit.calibration.identity import identify, shared
+from quantkit.calibration.identity import Identity, identify, shared
 from quantkit.calibration.images import Access, Decoder
-from quantkit.calibration.prepare import MODES, PrepareOptions, Preparer, Ready, Sample, fingerprint, load_processor
+from quantkit.calibration.prepare import (
+    MODES,
+    PrepareOptions,
+    Preparer,
+    Ready,
+    Sample,
+    joined_digest,
+    load_processor,
+    sample_digest,
+)
 from quantkit.calibration.sampling import SPARE, Candidate, Reservoir, Stratum, furthest_behind, shares
 from quantkit.calibration.sources import Source, load_conversations, parse_source
 from quantkit.errors import QuantkitError
@@ -34,6 +43,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 OnBad = Callable[[QuantkitError], None]
+Hashed = tuple[Identity, dict[str, list[str]]]  # of a conversation, and of the files it refers to
+Look = Callable[[Conversation, Decoder], Hashed]
 AHEAD = 2  # conversations of each stratum that are decoded before their turn
 SHORTEST = 32  # tokens of a short conversation: how many a token budget may take in at most
 
@@ -134,7 +145,7 @@ def prepare(conversations: Sequence[Conversation], processor: Any, options: Prep
     reservoir = Reservoir(options.seed, None)
     reservoir.add(conversations)
     preparer = Preparer(processor, options)
-    taken = _take(reservoir.sorted(), [1.0], preparer, options, MixOptions(workers=1), None)
+    taken = _take(reservoir.sorted(), [1.0], preparer, options, MixOptions(workers=1), _nothing, None)
     chosen = [(candidate.position, sample) for candidate, sample, _ in taken]
     _report(preparer, len(conversations), len(chosen), options)
     return [sample for _, sample in sorted(chosen, key=lambda pair: pair[0])]
@@ -164,21 +175,23 @@ class _Build:
         items: set[str] = set()
         pictures: set[str] = set()
         read: dict[str, list[str]] = {}
+        digests: list[str] = []
         weights = [source.weight for source in self.sources]
-        for candidate, sample, decoder in _take(
-            strata, weights, self.preparer, self.options, self.how, self.on_bad, self.progress
+        for candidate, sample, hashed in _take(
+            strata, weights, self.preparer, self.options, self.how, _hashes, self.on_bad, self.progress
         ):
-            identity = identify(candidate.conversation, decoder)
+            identity, files = hashed
             items.add(identity.item)
             pictures.update(identity.pictures)
-            read |= _files_read(candidate.conversation, decoder)
+            read |= files
+            digests.append(sample_digest(sample))
             taken.append((candidate, store.add(sample)))
         _report(self.preparer, sum(rows), len(taken), self.options)
         order = sorted(range(len(taken)), key=lambda index: taken[index][0].position)
         samples = [taken[index][1] for index in order]
         counts = self._counts(rows, taken)
         entry = cache_room.Entry(
-            fingerprint(samples),
+            joined_digest(digests[index] for index in order),
             sorted(items),
             sorted(pictures),
             self.skipped,
@@ -204,23 +217,27 @@ class _Build:
 class _Queue:
     """The candidates of one stratum in their order, decoded a little ahead of their turn."""
 
-    def __init__(self, candidates: list[Candidate], preparer: Preparer, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, candidates: list[Candidate], preparer: Preparer, pool: ThreadPoolExecutor, look: Look) -> None:
         self.waiting = iter(candidates)
-        self.preparer, self.pool = preparer, pool
-        self.ahead: deque[tuple[Candidate, Future[Ready]]] = deque()
+        self.preparer, self.pool, self.look = preparer, pool, look
+        self.ahead: deque[tuple[Candidate, Future[tuple[Ready, Hashed]]]] = deque()
         self._fill()
 
     def __bool__(self) -> bool:
         return bool(self.ahead)
 
-    def next(self) -> tuple[Candidate, Future[Ready]]:
+    def next(self) -> tuple[Candidate, Future[tuple[Ready, Hashed]]]:
         found = self.ahead.popleft()
         self._fill()
         return found
 
     def _fill(self) -> None:
         while len(self.ahead) < AHEAD and (candidate := next(self.waiting, None)) is not None:
-            self.ahead.append((candidate, self.pool.submit(self.preparer.decode, candidate.conversation)))
+            self.ahead.append((candidate, self.pool.submit(self._work, candidate.conversation)))
+
+    def _work(self, conversation: Conversation) -> tuple[Ready, Hashed]:
+        ready = self.preparer.decode(conversation)
+        return ready, self.look(conversation, ready.decoder)
 
 
 def _take(
@@ -229,15 +246,19 @@ def _take(
     preparer: Preparer,
     options: PrepareOptions,
     how: MixOptions,
+    look: Look,
     on_bad: OnBad | None,
     progress: Progress | None = None,
-) -> Iterator[tuple[Candidate, Sample, Decoder]]:
-    """Samples in the order of their choice, until the count or the token budget is reached or nothing is left."""
+) -> Iterator[tuple[Candidate, Sample, Hashed]]:
+    """Samples in the order of their choice, until the count or the token budget is reached or nothing is left.
+
+    `look`: what else the threads find out of a decoded conversation.
+    """
     share = shares(strata, weights)
     taken, used = [0.0] * len(strata), [0] * len(strata)
     tokens = 0
     with ThreadPoolExecutor(how.workers, thread_name_prefix="decode") as pool:
-        queues = [_Queue(stratum.ordered(options.seed), preparer, pool) for stratum in strata]
+        queues = [_Queue(stratum.ordered(options.seed), preparer, pool, look) for stratum in strata]
         try:
             while options.samples is None or sum(used) < options.samples:
                 index = furthest_behind(taken, share, [bool(queue) for queue in queues])
@@ -246,7 +267,7 @@ def _take(
                 candidate, decoding = queues[index].next()
                 mode = MODES[used[index] % 2] if options.downsample_mode == "both" else options.downsample_mode
                 try:
-                    ready = decoding.result()
+                    ready, found = decoding.result()
                     sample = preparer.build(candidate.conversation, ready, mode)
                 except QuantkitError as error:
                     if on_bad is None:
@@ -263,9 +284,17 @@ def _take(
                 taken[index] += 1 if options.token_budget is None else length
                 if progress is not None:
                     _tell(progress, options, sum(used), tokens, sum(stratum.rows for stratum in strata))
-                yield candidate, sample, ready.decoder
+                yield candidate, sample, found
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _hashes(conversation: Conversation, decoder: Decoder) -> Hashed:
+    return identify(conversation, decoder), _files_read(conversation, decoder)
+
+
+def _nothing(conversation: Conversation, decoder: Decoder) -> Hashed:
+    return Identity("", ()), {}
 
 
 def _files_read(conversation: Conversation, decoder: Decoder) -> dict[str, list[str]]:
@@ -347,6 +376,5 @@ def _key(sources: list[Source], folder: Path, options: PrepareOptions, how: MixO
 
 def _mix(entry: cache_room.Entry, conversations: list[Conversation] | None) -> Mix:
     counts = [Count(**count) for count in entry.counts]
-    return Mix(
-        entry.samples, entry.fingerprint, entry.items, entry.pictures, counts, entry.skipped, conversations, entry.too_long
-    )  # fmt: skip
+    same = ("samples", "fingerprint", "items", "pictures", "skipped", "too_long")
+    return Mix(counts=counts, conversations=conversations, **{name: getattr(entry, name) for name in same})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,13 +102,21 @@ def load_processor(path: str | Path) -> Any:
 
 def fingerprint(samples: Sequence[Sample]) -> str:
     """SHA-256 over every input tensor (name, dtype, shape, bytes) and mode of the samples, in order."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(f"{sample.downsample_mode};{sample.prompt_length};".encode())
-        for name, tensor in sorted(sample.inputs.items()):
-            digest.update(f"{name};{tensor.dtype};{tuple(tensor.shape)};".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
+    return joined_digest(sample_digest(sample) for sample in samples)
+
+
+def sample_digest(sample: Sample) -> str:
+    """SHA-256 over the inputs and the mode of one sample."""
+    digest = hashlib.sha256(f"{sample.downsample_mode};{sample.prompt_length};".encode())
+    for name, tensor in sorted(sample.inputs.items()):
+        digest.update(f"{name};{tensor.dtype};{tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def joined_digest(digests: Iterable[str]) -> str:
+    """The fingerprint of samples whose digests are known."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 @dataclass

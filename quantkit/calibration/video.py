@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 MISSING = "needs a video decoder: pip install 'quantkit[video]' (PyAV), or torchcodec with FFmpeg"
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".gif")
 KINDS = "MP4, MOV, Matroska, WebM, AVI, GIF, FLV, WMV, Ogg"
+MOST_SECONDS = 2 * 24 * 3600.0
 HEAD = 512  # bytes that tell a file's kind
 
 Sample = Callable[[Any], Sequence[int]]  # VideoMetadata -> indices of frames
@@ -131,6 +132,8 @@ def sampled_indices(metadata: dict[str, Any], sample: Sample) -> list[int]:
     """What `sample` asks for, in its order; an index past the end, which rounding can give, is the last frame's."""
     from transformers.video_utils import VideoMetadata
 
+    if metadata["duration"] > MOST_SECONDS:  # the rules list every tenth of a second
+        raise Unusable(f"lasts {metadata['duration']:,.0f} s, which is more than two days; it is damaged, or cut it")
     try:
         asked = sample(VideoMetadata(**metadata))
     except (ValueError, TypeError, ZeroDivisionError) as error:
@@ -276,6 +279,9 @@ class _Reader:
         if self.stream is None:
             self.container.close()
             raise Unusable("has no video stream")
+        if self.stream.codec_context is None:
+            self.container.close()
+            raise Unusable("is in a format that the FFmpeg of PyAV cannot decode; convert it to MP4")
         self.frames = self.container.decode(self.stream)
         self.frame: Any = None
         self.key: int | None = None  # the key frame that decoding went through last
@@ -329,7 +335,8 @@ class _Reader:
 def _container(source: str | bytes) -> Any:
     import av
 
-    return av.open(source if isinstance(source, str) else io.BytesIO(source))
+    # titles and the like may be in any encoding
+    return av.open(source if isinstance(source, str) else io.BytesIO(source), metadata_errors="ignore")
 
 
 def _graph(frame: Any, time_base: Any) -> Any:

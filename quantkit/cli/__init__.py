@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quantkit import __version__
+from quantkit.cli.calib import calib
 from quantkit.cli.quantize import awq, rtn
 from quantkit.cli.shared import console, errors, escape
 from quantkit.cli.verify import compare, verify
@@ -43,6 +44,7 @@ app.command(epilog="Example: quantkit awq --model openbmb/MiniCPM-V-4.6 --out Mi
 app.command(epilog="Example: quantkit rtn --model tiny --out tiny-rtn")(rtn)
 app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
+app.add_typer(calib)
 
 
 def main() -> None:

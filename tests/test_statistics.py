@@ -10,7 +10,7 @@ from quantkit.calibration import PrepareOptions, Sample, load_conversations, loa
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.model import build_map
-from quantkit.statistics import CalibrationPass
+from quantkit.statistics import BATCH_TOKENS, CalibrationPass, batches
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_the_streamed_pass_is_transformers_forward_bit_for_bit(
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(random_checkpoint, dtype=dtype)
-    hidden = _pass(random_checkpoint, samples, dtype=dtype).final_hidden()
+    hidden = _pass(random_checkpoint, samples, dtype=dtype, batch_tokens=1).final_hidden()
     for sample, found in zip(samples, hidden, strict=True):
         with torch.no_grad():
             output = model.model(**sample.inputs, downsample_mode=sample.downsample_mode, use_cache=False)
@@ -72,23 +72,23 @@ def test_sums_agree_with_a_naive_float64_count(random_checkpoint: Path, samples:
         assert torch.equal(statistics.gram, statistics.gram.T)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, BATCH_TOKENS])
 def test_nan_activation_names_layer_and_sample(
-    random_checkpoint: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+    random_checkpoint: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, batch_tokens: int
 ) -> None:
-    run = _pass(random_checkpoint, samples, dtype=torch.float32)
+    run = _pass(random_checkpoint, samples, dtype=torch.float32, batch_tokens=batch_tokens)
     blocks = iter(run)
     next(blocks)
     real = type(run.layers[1]).forward
 
     def poisoned(self, hidden_states, **kwargs):
         output = real(self, hidden_states, **kwargs)
-        if output.shape[1] == samples[3].input_ids.shape[1]:
-            output[0, 0, 0] = float("inf")
+        output[-1, 0, 0] = float("inf")
         return output
 
     monkeypatch.setattr(type(run.layers[1]), "forward", poisoned)
-    first = next(sample for sample in samples if sample.input_ids.shape == samples[3].input_ids.shape)
-    with pytest.raises(QuantkitError, match=rf"layers\.1 is NaN or Inf for calibration sample {first.id}"):
+    last = samples[next(batches([sample.input_ids.shape[1] for sample in samples], batch_tokens))[-1]]
+    with pytest.raises(QuantkitError, match=rf"layers\.1 is NaN or Inf for calibration sample {last.id};"):
         next(blocks)
 
 

@@ -3,9 +3,9 @@
     python scripts/bench_prepare.py [--model tiny] [--samples 64] [--rounds 3] [--json OUT]
 
 Bare: `processor.apply_chat_template` on the conversations as inference would send them (pictures by path, which it
-decodes), nothing kept. Quantkit: `build` on the same conversations, from reading the rows to the samples on disk: choice,
-checks, decoding, prompt lengths, hashes against the evaluation set, the cache. Both in one process, one after the other
-by turns, imports not counted; a second run from the cache beside them. Both with all cores.
+decodes), nothing kept. Quantkit: `build` on the same conversations, from reading the rows to the samples on disk:
+choice, checks, decoding, prompt lengths, hashes against the evaluation set, the cache. Both in one process by turns,
+imports not counted; a second run from the cache beside them. Both with all cores.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +90,26 @@ def test_the_token_budget_is_kept(mixed: Path) -> None:
     assert abs(shares["text"] - 1 / 2) < 0.1 and abs(shares["video"] - 1 / 8) < 0.1
     with pytest.raises(QuantkitError, match="fits a budget of 5 tokens"):
         build([str(mixed)], TINY, PrepareOptions(token_budget=5), MixOptions())
+
+
+STREAM = """
+import resource, sys
+from pathlib import Path
+from quantkit.calibration import MixOptions, PrepareOptions, build
+mix = build([sys.argv[1]], Path(sys.argv[2]), PrepareOptions(samples=16), MixOptions())
+print(mix.counts[0].rows, len(mix.samples), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_hundred_thousand_rows_stay_under_one_and_a_half_gigabytes(tmp_path: Path) -> None:
+    row = json.dumps({"messages": chat(text_part("NUMBER " + "word " * 300))})  # 150 MB, 300 MB as objects
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number in range(100_000):
+            file.write(row.replace("NUMBER", str(number)) + "\n")
+    command = [sys.executable, "-c", STREAM, str(tmp_path / "rows.jsonl"), str(TINY)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, samples, peak = map(int, done.stdout.split())
+    assert (rows, samples) == (100_000, 16) and peak * 1024 < 1.5e9
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------

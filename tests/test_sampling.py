@@ -59,11 +59,13 @@ def test_a_token_budget_shares_tokens_not_conversations() -> None:
     assert found == {0: 100, 1: 10}
 
 
-def test_short_and_long_conversations_take_turns() -> None:
-    reservoir = Reservoir(1, None)
-    reservoir.add((conversation(n, "text", 10 if n < 90 else 4000) for n in range(120)), 0, "a")
+@pytest.mark.parametrize("seed", range(5))
+def test_short_and_long_conversations_take_turns(seed: int) -> None:
+    reservoir = Reservoir(seed, None)
+    reservoir.add((conversation(n, "text", 10 + n) for n in range(120)), 0, "a")
     chosen = [int(name) for _, _, name in take(reservoir, [1.0], 24)]
-    assert 24 / BINS * 0.7 <= sum(n >= 90 for n in chosen) <= 24 / BINS + 1  # by chance alone it would be 6
+    for end in (3, 12, 24):
+        assert [sum(n // 40 == third for n in chosen[:end]) for third in range(BINS)] == [end // BINS] * BINS
 
 
 def test_the_seed_alone_decides() -> None:

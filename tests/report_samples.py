@@ -179,6 +179,9 @@ def content(**changes: Any) -> dict[str, Any]:
         "candidate": {
             **model("MiniCPM-V-4.6-AWQ-4bit-g128", 1_921_334_112, 11.82), "bits_per_quantized_weight": 4.16,
             "quantization": {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True},
+            "calibration": {
+                "fingerprint": "sha256:77aa01", "samples": 128, "tokens": 65_432, "sources": ["bundled", "photos"],
+            },
         },
         "data": {
             "source": "heldout", "available": 410, "items": 410, "answers": 410, "fingerprint": "sha256:4be1f0a3c2d9",

@@ -128,13 +128,14 @@ def quantized(tmp_path_factory) -> Path:
     return variant(tmp_path_factory.mktemp("awq") / "awq", quantize, AWQ_CONFIG)
 
 
-def calibrated_on(folder: Path, source: Path, conversations: list) -> Path:
+def calibrated_on(folder: Path, source: Path, conversations: list, **more) -> Path:
     """A copy of the variant that says what it was calibrated on, as `quantize` does."""
     shutil.copytree(source, folder)
     identities = [identify(conversation) for conversation in conversations]
     items = [identity.item for identity in identities]
     pictures = [name for identity in identities for name in identity.pictures]
-    provenance = {"calibration": {"items": items, "pictures": pictures}}
+    said = {"items": items, "pictures": pictures} | more
+    provenance = {"calibration": said}
     (folder / "quantkit.json").write_text(json.dumps(provenance))
     return folder
 
@@ -172,7 +173,18 @@ def test_an_item_that_was_shortened_is_still_known(tmp_path, data, quantized):
     assert "Question 0?" in report.engine().items[0].prompt and "Question 11?" not in report.engine().items[0].prompt
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"calibration": {"items": 3}}', '{"calibration": null}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        '{"calibration": {"items": 3}}',
+        '{"calibration": null}',
+        '{"calibration": {"items": [[]], "pictures": []}}',
+    ],
+)
 def test_a_file_that_does_not_say_leaves_it_unknown(tmp_path, quantized, content):
     shutil.copytree(quantized, tmp_path / "q")
     if content is not None:
@@ -180,6 +192,16 @@ def test_a_file_that_does_not_say_leaves_it_unknown(tmp_path, quantized, content
     task = Task([], [], [], None, set(), 8, 4)
     assert _overlap(Target(tmp_path / "q", open_checkpoint(tmp_path / "q")), task, []) is None
     assert _overlap(Target(tmp_path / "model.gguf"), task, []) is None
+
+
+def test_the_report_says_what_it_was_calibrated_on(tmp_path, data, quantized):
+    said = {"fingerprint": "f" * 64, "samples": 12, "tokens": 345, "sources": [{"source": "bundled"}, {"source": "x"}]}
+    report = verify(calibrated_on(tmp_path / "q", quantized, [], **said), data, quick=True)
+    assert report.candidate.calibration is not None
+    assert report.candidate.calibration.model_dump() == said | {"sources": ["bundled", "x"]}
+    assert report.reference.calibration is None
+    odd = calibrated_on(tmp_path / "odd", quantized, [], **said | {"samples": "many"})
+    assert verify(odd, data, quick=True).candidate.calibration is None
 
 
 def test_disjoint_data_says_none(tmp_path, data, quantized):

@@ -169,6 +169,11 @@ def test_figures_stand_on_the_page(pages: dict[str, str]) -> None:
     assert logit is not None and f"{figures.number(logit / 0.021)} ×" in words  # against the largest noise floor
 
 
+def test_the_page_says_what_the_candidate_was_calibrated_on(pages: dict[str, str]) -> None:
+    assert "128 conversations, 65,432 tokens of bundled, photos" in pages["full"]
+    assert "sha256:77aa01" in pages["full"]
+
+
 def test_size_of_the_page(pages: dict[str, str]) -> None:
     without = re.sub(r'src="data:[^"]*"', "", pages["full"])
     assert len(without.encode()) < 300_000

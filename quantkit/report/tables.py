@@ -305,6 +305,13 @@ def settings(report: Report) -> list[Table]:
     prints = {f"{role}: {model.name}": model.fingerprint for role, model in models}
     kept: dict[str, Any] = {f"{role} dtype": model.dtype for role, model in models}
     kept["candidate quantization"] = report.candidate.quantization
+    calibrated = report.candidate.calibration
+    if calibrated is not None:
+        prints["candidate's calibration"] = calibrated.fingerprint
+        sources = ", ".join(calibrated.sources)
+        kept["candidate calibrated on"] = (
+            f"{count(calibrated.samples)} conversations, {count(calibrated.tokens)} tokens of {sources}"
+        )
     data = {}
     if report.data is not None:
         found = report.data

@@ -230,6 +230,15 @@ class Verdict(Part):
     lines: list[str] = Field(default_factory=list)
 
 
+class Calibration(Part):
+    """What a checkpoint was calibrated on, as its quantkit.json says."""
+
+    fingerprint: str = Field(description="SHA-256 over the prepared inputs")
+    samples: int
+    tokens: int
+    sources: list[str] = Field(default_factory=list, description="names, without places")
+
+
 class Model(Part):
     """One of the two checkpoints."""
 
@@ -243,6 +252,7 @@ class Model(Part):
     )
     dtype: str | None
     quantization: dict[str, Any] | None
+    calibration: Calibration | None = None
 
 
 class Data(Part):

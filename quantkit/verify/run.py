@@ -22,7 +22,7 @@ from quantkit.verify.alarms import alarms, verdict
 from quantkit.verify.benchmarks import is_benchmark, load_benchmark, parse_name
 from quantkit.verify.engines import run_engine
 from quantkit.verify.options import VerifyOptions
-from quantkit.verify.report import Data, EngineResult, Finding, Model, Report, environment
+from quantkit.verify.report import Calibration, Data, EngineResult, Finding, Model, Report, environment
 from quantkit.verify.summary import summarize_engine
 from quantkit.verify.task import NotRun, Target, Task
 
@@ -265,7 +265,35 @@ def _describe(checkpoint: Checkpoint, source: Checkpoint) -> Model:
         bits_per_quantized_weight=_quantized_bits(checkpoint, source),
         dtype=checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype")),
         quantization=checkpoint.config.get("quantization_config"),
+        calibration=_calibration(checkpoint),
     )
+
+
+def _calibration(checkpoint: Checkpoint) -> Calibration | None:
+    """What the files say of their calibration; None where they do not, or not as quantkit writes it."""
+    said = _provenance(checkpoint)
+    if not said or said.get("fingerprint") is None:
+        return None
+    try:
+        return Calibration(
+            fingerprint=said["fingerprint"],
+            samples=said["samples"],
+            tokens=said["tokens"],
+            sources=[source["source"] for source in said.get("sources", [])],
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The part "calibration" of quantkit.json, empty where there is none."""
+    file = checkpoint.path / PROVENANCE
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))["calibration"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.info("%s: does not say what it was calibrated on (%s)", file, type(error).__name__)
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _quantized_bits(checkpoint: Checkpoint, source: Checkpoint) -> float | None:
@@ -345,12 +373,11 @@ def _overlap(target: Target, task: Task, conversations: Sequence[Conversation]) 
     """
     if target.checkpoint is None:
         return None
-    file = target.checkpoint.path / PROVENANCE
-    try:
-        calibration = json.loads(file.read_text(encoding="utf-8"))["calibration"]
-        items, pictures = list(calibration["items"]), list(calibration["pictures"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.info("%s: does not say what it was calibrated on (%s)", file, type(error).__name__)
+    said = _provenance(target.checkpoint)
+    items, pictures = said.get("items"), said.get("pictures")
+    if not isinstance(items, list) or not isinstance(pictures, list):
+        return None
+    if not all(isinstance(one, str) for one in (*items, *pictures)):
         return None
     taken = {sample.id for sample in task.samples}
     return shared([one for one in conversations if one.id in taken], items, pictures)

@@ -1,9 +1,11 @@
-"""Write the bundled calibration set and the held-out test set of `tiny`, always the same for the same seed.
+"""Write the held-out test set of `tiny`, always the same for the same seed.
 
-    python scripts/make_tiny_data.py --heldout quantkit/data/heldout --calibration calibration
+    python scripts/make_tiny_data.py --heldout quantkit/data/heldout [--calibration FOLDER]
 
-Each set is a folder with `manifest.jsonl` (one conversation a line) and `images/*.png`. Digits come from the set's own
-split, texts have to hash into it, and the random streams differ; `tests/test_data_disjoint.py` proves the outcome.
+A set is a folder with `manifest.jsonl` (one conversation a line) and `images/*.png`. With `--calibration` it also writes
+the 160 conversations of the tiny world that `tiny_finish.py` took when `tiny` was made; a smaller draw of the same kinds is
+the part "world" of the bundled set (`make_calibration.py`). Digits come from the set's own split, texts have to hash into
+it, and the random streams differ; `tests/test_data_disjoint.py` proves the outcome.
 """
 
 import argparse
@@ -76,6 +78,12 @@ CALIBRATION = (
     Want("describe", 10, tinyworld.scene_single), Want("count", 6, counted_scene), Want("where", 4, placed_scene),
     Want("side", 12, tinyworld.scene_pair),
     Want("images", 24, tinyworld.scene_images), Want("video", 24, tinyworld.scene_video),
+)  # fmt: skip
+WORLD = (
+    Want("digit", 6, digit_scene), Want("shape", 2, shape_scene), Want("word", 3, word_scene),
+    Want("describe", 3, tinyworld.scene_single), Want("count", 2, counted_scene), Want("where", 1, placed_scene),
+    Want("side", 3, tinyworld.scene_pair),
+    Want("images", 6, tinyworld.scene_images), Want("video", 6, tinyworld.scene_video),
 )  # fmt: skip
 
 
@@ -181,27 +189,40 @@ def heldout(seed: int) -> SetWriter:
 
 
 def calibration(seed: int) -> SetWriter:
-    """160 conversations, of one to four questions; every fourth single picture is larger or not square."""
+    """160 conversations, a quarter of them Chinese."""
     made = SetWriter("calibration", "cal", seed, chinese=0.25)
-    for want in CALIBRATION:
+    fill(made, CALIBRATION, 40)
+    random.Random(seed).shuffle(made.rows)
+    return made
+
+
+def world(seed: int) -> SetWriter:
+    """40 conversations for the bundled set, three eighths of them Chinese."""
+    made = SetWriter("calibration", "world", seed, chinese=0.375)
+    fill(made, WORLD, 8)
+    return made
+
+
+def fill(made: SetWriter, wants: tuple[Want, ...], texts: int) -> None:
+    """Add conversations of one to four questions; every fourth single picture is larger or not square."""
+    for want in wants:
         for index in range(want.number):
             single = want.task not in ("images", "video")
             made.add_scene(want, 1 + index % 4, made.rng.choice(OTHER) if single and index % 4 == 3 else SQUARE)
-    for index in range(40):
+    for index in range(texts):
         made.add_text(("tool",) if index % 3 == 0 else ("fact", "story"))
-    random.Random(seed).shuffle(made.rows)
-    return made
 
 
 def main() -> None:
     """Parse the command line and write the sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heldout", type=Path, default=Path("quantkit/data/heldout"))
-    parser.add_argument("--calibration", type=Path, default=Path("calibration"))
+    parser.add_argument("--calibration", type=Path, help="write the set that `tiny_finish.py` took here too")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     heldout(options.seed).write(options.heldout)
-    calibration(options.seed).write(options.calibration)
+    if options.calibration:
+        calibration(options.seed).write(options.calibration)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ ALLOWED = {
     "plan": {"checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model"},
-    "report": {"errors", "verify"},
+    "report": {"calibration", "errors", "verify"},
     "quantize": {
         "calibration", "checkpoint", "errors", "fold", "formats", "grid", "methods", "model", "output", "plan",
         "recipe", "statistics", "stats_file",
     },
-    "cli": {"checkpoint", "errors", "plan", "quantize", "recipe", "report", "verify"},
+    "cli": {"calibration", "checkpoint", "errors", "plan", "quantize", "recipe", "report", "verify"},
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip
@@ -80,5 +80,5 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in result.stdout
-    for command in ("awq", "rtn", "verify", "compare"):
+    for command in ("awq", "rtn", "verify", "compare", "calib"):
         assert command in result.stdout

@@ -1,4 +1,4 @@
-"""Held-out, calibration and training data of `tiny` share no digit, no picture and no conversation."""
+"""Held-out and calibration set and the training data of `tiny` share no digit, no picture and no conversation."""
 
 import copy
 import hashlib
@@ -92,6 +92,15 @@ def test_the_splits_part_all_digits_by_their_pixels() -> None:
 
 def test_every_row_comes_from_its_own_split(rows: dict[str, list[Row]]) -> None:
     assert {name: strays(name, lines) for name, lines in rows.items()} == {"heldout": [], "calibration": []}
+
+
+def test_the_rules_have_something_to_judge(rows: dict[str, list[Row]]) -> None:
+    """The calibration set holds more than the tiny world; its texts and digits are still judged, all of them."""
+    for lines in rows.values():
+        assert sum(row["modality"] == "text" for row in lines) >= 40
+        assert sum(row["task"] == "digit" for row in lines) >= 6
+    named = {row["id"] for row in rows["calibration"] if row.get("sources")}
+    assert {name.split("-")[0] for name in named} == {"world", "handwriting"}
 
 
 def test_heldout_and_calibration_share_nothing(rows: dict[str, list[Row]]) -> None:

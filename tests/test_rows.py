@@ -106,6 +106,14 @@ def test_placeholders_are_text_where_no_picture_is_listed():
     assert "more video parts than videos" in fault({"conversations": [{"from": "human", "value": "<video> Why?"}]})
 
 
+def test_a_placeholder_of_a_kind_that_is_not_listed_is_text(folder):
+    x, text = image_part(str(folder / "x.png")), text_part("Is <video> a tag?")
+    assert content({"texts": [{"user": text["text"], "assistant": "Yes."}], "images": ["x.png"]}, folder) == [x, text]
+    assert content({"question": text["text"], "image": "x.png"}, folder) == [x, text]
+    mixed = {"messages": [{"role": "user", "content": "<image>" + text["text"]}], "images": ["x.png"]}
+    assert content(mixed, folder) == [x, text]
+
+
 @pytest.mark.parametrize("listed", [0, 1, 3])
 @pytest.mark.parametrize("form", ["llava", "role", "bare"])
 def test_pictures_and_placeholders_must_match(folder, form, listed):

@@ -1,6 +1,7 @@
 """Sources: the grammar of --calib, files and folders of every kind as a stream, faults told and passed over."""
 
 import csv
+import io
 import json
 import logging
 import resource
@@ -220,6 +221,21 @@ def test_json_is_a_list_or_an_object_of_one(tmp_path):
         fault(path, message)
     path.write_bytes(b'[{"question": "\xe9"}]')
     fault(path, "not UTF-8")
+
+
+def test_json_is_the_same_however_its_bytes_arrive(tmp_path):
+    class Drip:
+        def __init__(self, content: bytes) -> None:
+            self.stream = io.BytesIO(content)
+
+        def read(self, size: int) -> bytes:
+            return self.stream.read(1)
+
+    values = [12345, {"a": "行次"}, [1.5, None], "x", -7]
+    file = readers.File(tmp_path / "x.json", "x.json", "x.json", tmp_path)
+    text = readers._Text(file, Drip(json.dumps(values, ensure_ascii=False, indent=1).encode() + b"\n"))
+    assert text.skip_space() == "["
+    assert [row.value for row in readers._elements(file, text)] == values
 
 
 def test_a_bad_line_is_told_and_passed_over(tmp_path, monkeypatch):

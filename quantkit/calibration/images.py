@@ -49,8 +49,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000
 FRAMES_WITHOUT_RULE = 8  # of a video file where no processor is asked which
 PIECE = 1 << 20  # bytes of a video file that are read at a time
 # what Pillow's readers meet damaged files with
-_DAMAGED = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, RuntimeError)
-_DAMAGED += (OverflowError, MemoryError, struct.error, zlib.error)
+_DAMAGED: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, AttributeError, RuntimeError),
+    *(OverflowError, MemoryError, struct.error, zlib.error),
+)
 _noted: set[str] = set()  # kinds of pictures that were warned of; each is a warning once, then a line of information
 
 

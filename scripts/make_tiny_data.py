@@ -2,9 +2,9 @@
 
     python scripts/make_tiny_data.py --heldout quantkit/data/heldout [--calibration FOLDER]
 
-A set is a folder with `manifest.jsonl` (one conversation a line) and `images/*.png`. With `--calibration` it also writes
-the 160 conversations of the tiny world that `tiny_finish.py` took when `tiny` was made; a smaller draw of the same kinds is
-the part "world" of the bundled set (`make_calibration.py`). Digits come from the set's own split, texts have to hash into
+A set is a folder with `manifest.jsonl` (one conversation a line) and `images/*.png`. With `--calibration` it also
+writes the 160 conversations that `tiny_finish.py` took when `tiny` was made; a smaller draw of the same kinds is the
+part "world" of the bundled set (`make_calibration.py`). Digits come from the set's own split, texts have to hash into
 it, and the random streams differ; `tests/test_data_disjoint.py` proves the outcome.
 """
 

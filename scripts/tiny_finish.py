@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("quantkit/data/tiny"))
     parser.add_argument("--heldout", type=Path, default=Path("quantkit/data/heldout"))
-    parser.add_argument("--calibration", type=Path, default=Path("calibration"))
+    parser.add_argument(
+        "--calibration", type=Path, required=True, help="what `make_tiny_data.py --calibration DIR` writes"
+    )
     parser.add_argument("--figures", type=Path, default=None, help="measure exact match and write all figures here")
     options = parser.parse_args()
     model = load_trained(options.weights, options.out)

@@ -92,6 +92,17 @@ def test_the_token_budget_is_kept(mixed: Path) -> None:
         build([str(mixed)], TINY, PrepareOptions(token_budget=5), MixOptions())
 
 
+def test_sources_share_tokens_under_a_budget_and_conversations_without(tmp_path: Path) -> None:
+    for name, length in (("short", 10), ("long", 200)):
+        rows = [{"messages": chat(text_part(f"{n} " + "word " * length))} for n in range(100)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    specs = [str(tmp_path / "short.jsonl"), f"{tmp_path / 'long.jsonl'},weight=2"]
+    short, long = build(specs, TINY, PrepareOptions(token_budget=6000), MixOptions()).counts
+    assert 0.4 < short.tokens / long.tokens < 0.6 and short.samples > 3 * long.samples
+    short, long = build(specs, TINY, PrepareOptions(samples=12), MixOptions()).counts
+    assert (short.samples, long.samples) == (4, 8)
+
+
 STREAM = """
 import resource, sys
 from pathlib import Path

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chats import chat, text_part, write_rows
 from PIL import Image
 
 import quantkit
-from quantkit.calibration import video
+from quantkit.calibration import PrepareOptions, load_conversations, prepare, video
 from quantkit.calibration.images import Access, Decoder
 from quantkit.calibration.prepare import load_processor
 from quantkit.errors import QuantkitError
@@ -496,3 +497,19 @@ def test_sampling_past_the_end_gives_the_last_frame(clips):
 def test_a_clip_that_lasts_no_time_is_refused(clips):
     with pytest.raises(QuantkitError, match="has no duration"):
         video.read_clip(clips["one.mp4"], lambda m: [], 10**8)
+
+
+def test_a_clip_file_reaches_the_engines_as_frames(tmp_path: Path) -> None:
+    """The messages of a server and the thumbnails show the frames that the processor took."""
+    from quantkit.verify.engines.server_messages import longest_video, openai_messages
+    from quantkit.verify.thumbnails import thumbnails
+
+    write_clip(tmp_path / "clip.mp4", frames=50, fps=10)
+    rows = [{"messages": chat({"type": "video", "video": "clip.mp4"}, text_part("What?"))}]
+    (conversation,) = load_conversations(write_rows(tmp_path / "rows.jsonl", rows))
+    processor = load_processor(TINY)
+    (sample,) = prepare([conversation], processor, PrepareOptions())
+    frames = sample.inputs["target_sizes_videos"].shape[0]
+    assert frames == 5
+    assert longest_video(openai_messages(conversation, True, processor.video_processor)) == frames
+    assert 1 <= len(thumbnails(conversation)) <= 4

@@ -15,17 +15,17 @@ MOST = 4  # pictures an item
 def thumbnails(conversation: Conversation) -> list[str]:
     """JPEG data URIs of an item's pictures and its clips' frames, at most four, evenly taken."""
     decoder = Decoder(conversation.source)
-    references: list[str] = []
+    pictures = []
     for message in conversation.messages:
         for part in message["content"]:
             if part["type"] == "image":
-                references.append(part["image"])
+                pictures.append(decoder.image(part["image"]))
             elif part["type"] == "video":
-                references += part["video"]
-    step = max(1, -(-len(references) // MOST))
+                pictures += decoder.frames(part, max_num_frames=MOST)
+    step = max(1, -(-len(pictures) // MOST))
     found = []
-    for reference in references[::step]:
-        picture = decoder.image(reference).copy()
+    for whole in pictures[::step]:
+        picture = whole.copy()
         picture.thumbnail((SIDE, SIDE))
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=80)

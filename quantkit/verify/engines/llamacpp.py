@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
@@ -41,6 +41,9 @@ from quantkit.calibration import Conversation, Sample
 from quantkit.calibration.images import Decoder
 from quantkit.errors import QuantkitError
 from quantkit.verify.task import Answer, NotRun, Observed, Scored, Target, Task, Tick, TopK
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +266,7 @@ class _Pictures:
 
     def __init__(self, task: Task, marker: str, properties: dict[str, Any]) -> None:
         processor = task.processor
-        self.tokenizer = processor.tokenizer
+        self.tokenizer, self.video_processor = processor.tokenizer, processor.video_processor
         self.marker = marker
         self.vision = properties.get("modalities", {}).get("vision", False)
         name = {
@@ -289,20 +292,22 @@ class _Pictures:
             return _Prompt(text, [])
         if not self.vision:
             raise _LeftOut("no mmproj file was given, so it sees no pictures")
-        files = [file for message in conversation.messages for part in message["content"] for file in _files(part)]
-        if len(files) < count or not count:  # more: the conversation was shortened to fit
-            raise _LeftOut("the pictures of its prompt cannot be told apart")
         decoder = Decoder(conversation.source)
-        return _Prompt(text, [_png(decoder, file) for file in files[:count]])
+        parts = [part for message in conversation.messages for part in message["content"]]
+        pictures = [picture for part in parts for picture in self._pictures(part, decoder)]
+        if len(pictures) < count or not count:  # more: the conversation was shortened to fit
+            raise _LeftOut("the pictures of its prompt cannot be told apart")
+        return _Prompt(text, [_png(picture) for picture in pictures[:count]])
+
+    def _pictures(self, part: dict[str, Any], decoder: Decoder) -> list[Picture]:
+        if part["type"] == "image":
+            return [decoder.image(part["image"])]
+        return decoder.frames(part, self.video_processor) if part["type"] == "video" else []
 
 
-def _files(part: dict[str, Any]) -> list[str]:
-    return [part["image"]] if part["type"] == "image" else part["video"] if part["type"] == "video" else []
-
-
-def _png(decoder: Decoder, file: str) -> str:
+def _png(picture: Picture) -> str:
     buffer = io.BytesIO()
-    decoder.image(file).save(buffer, "PNG", compress_level=1)
+    picture.save(buffer, "PNG", compress_level=1)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

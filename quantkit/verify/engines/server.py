@@ -275,7 +275,7 @@ class _Run:
         conversation, sample = self.task.conversations[index], self.task.samples[index]
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": openai_messages(conversation, answered),
+            "messages": openai_messages(conversation, answered, getattr(self.task.processor, "video_processor", None)),
             "temperature": 0,
             "presence_penalty": 0,
             "frequency_penalty": 0,
@@ -296,7 +296,7 @@ class _Run:
                 body["tool_choice"] = "none"  # the text as it comes; "auto" needs a server set up for it
             if self._other_mode(sample):
                 body["mm_processor_kwargs"] = {"downsample_mode": sample.downsample_mode}
-            if longest_video(conversation.messages) > FRAMES:
+            if longest_video(body["messages"]) > FRAMES:
                 body["media_io_kwargs"] = {"video": {"num_frames": -1}}  # all of them
         return body
 

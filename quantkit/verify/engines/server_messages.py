@@ -5,26 +5,30 @@ from __future__ import annotations
 import base64
 import io
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration import Conversation
 from quantkit.calibration.images import Decoder
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
-def openai_messages(conversation: Conversation, answered: bool) -> list[dict[str, Any]]:
+
+def openai_messages(conversation: Conversation, answered: bool, video_processor: Any = None) -> list[dict[str, Any]]:
     """Messages of OpenAI's chat API; without `answered`, those before the last answer. Pictures are data URIs in PNG.
 
     A video is its frames in one `video_url`, by vLLM's convention `data:video/jpeg;base64,FRAME,FRAME`; what a frame
-    is, vLLM tells by its first bytes, so PNG stays PNG.
+    is, vLLM tells by its first bytes, so PNG stays PNG. `video_processor`: the checkpoint's, by whose rule the frames of
+    a video file are taken.
     """
     decoder = Decoder(conversation.source)
 
     def part(entry: dict[str, Any]) -> dict[str, Any]:
         if entry["type"] == "image":
-            uri = f"data:image/png;base64,{_png(entry['image'], decoder)}"
+            uri = f"data:image/png;base64,{_png(decoder.image(entry['image']))}"
             return {"type": "image_url", "image_url": {"url": uri}}
         if entry["type"] == "video":
-            frames = ",".join(_png(frame, decoder) for frame in entry["video"])
+            frames = ",".join(map(_png, decoder.frames(entry, video_processor)))
             return {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
         return dict(entry)
 
@@ -44,7 +48,7 @@ def ollama_messages(conversation: Conversation) -> list[dict[str, Any]]:
     messages = []
     for message in _prompt(conversation):
         parts = message["content"]
-        images = [_png(part["image"], decoder) for part in parts if part["type"] == "image"]
+        images = [_png(decoder.image(part["image"])) for part in parts if part["type"] == "image"]
         entry = {**message, "content": "".join(part["text"] for part in parts if part["type"] == "text")}
         messages.append(entry | ({"images": images} if images else {}))
     return messages
@@ -60,9 +64,9 @@ def text_before_picture(messages: list[dict[str, Any]]) -> bool:
 
 
 def longest_video(messages: list[dict[str, Any]]) -> int:
-    """Frames of the longest video, 0 where there is none."""
-    parts = [part for message in messages for part in message["content"]]
-    return max((len(part["video"]) for part in parts if part["type"] == "video"), default=0)
+    """Frames of the longest video in messages as `openai_messages` makes them, 0 where there is none."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return max((part["video_url"]["url"].count(",") for part in parts if part["type"] == "video_url"), default=0)
 
 
 def _prompt(conversation: Conversation) -> list[dict[str, Any]]:
@@ -70,9 +74,9 @@ def _prompt(conversation: Conversation) -> list[dict[str, Any]]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-def _png(reference: str, decoder: Decoder) -> str:
+def _png(picture: Picture) -> str:
     file = io.BytesIO()
-    decoder.image(reference).save(file, format="PNG", compress_level=1)
+    picture.save(file, format="PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 

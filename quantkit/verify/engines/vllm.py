@@ -9,6 +9,7 @@ figures would compare two different prompts.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import logging
@@ -25,7 +26,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from quantkit.calibration.images import Decoder
 from quantkit.errors import QuantkitError
 from quantkit.verify.engines.vllm_worker import EXIT_MISSING, PROGRESS
 from quantkit.verify.task import Answer, NotRun, Observed, Target, Task, Tick, TopK
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +115,11 @@ def _item(task: Task, index: int, pictures: _Pictures) -> dict[str, Any]:
         "whole": render(task, conversation, answered=answered),
         "prompt": render(task, conversation, answered=False),
         "mode": task.samples[index].downsample_mode,
-        "images": [pictures.write(part["image"], decoder) for part in parts if part["type"] == "image"],
+        "images": [pictures.write(decoder.image(part["image"])) for part in parts if part["type"] == "image"],
         "videos": [
-            [pictures.write(frame, decoder) for frame in part["video"]] for part in parts if part["type"] == "video"
+            [pictures.write(frame) for frame in decoder.frames(part, task.processor.video_processor)]
+            for part in parts
+            if part["type"] == "video"
         ],
     }
 
@@ -143,15 +149,15 @@ class _Pictures:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.names: dict[str, str] = {}
+        self.names: dict[tuple[tuple[int, int], bytes], str] = {}
 
-    def write(self, reference: str, decoder: Decoder) -> str:
+    def write(self, picture: Picture) -> str:
         """File name in the folder."""
-        if reference not in self.names:
-            name = f"{len(self.names)}.png"
-            decoder.image(reference).save(self.folder / name, compress_level=1)
-            self.names[reference] = name
-        return self.names[reference]
+        key = picture.size, hashlib.sha256(picture.tobytes()).digest()
+        if key not in self.names:
+            self.names[key] = f"{len(self.names)}.png"
+            picture.save(self.folder / self.names[key], compress_level=1)
+        return self.names[key]
 
 
 # ---- the worker ------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Look:
     tokens: int
     vision_tokens: int
     question: str  # the first text of the user
-    answer: str  # the last message, where the assistant wrote it
+    answer: str  # the first that the assistant gave
     thumbnails: list[Thumbnail]
     more: int  # pictures and frames that have no thumbnail
     turns: int  # messages of the user
@@ -85,7 +85,7 @@ def look(original: Original, access: Access | None = None) -> Look:
         tokens=sample.input_ids.numel(),
         vision_tokens=int(sample.vision_mask.sum()),
         question=_shortened(next((text for text in map(_said, messages) if text), "")),
-        answer=_shortened(_answer(messages[-1])),
+        answer=_shortened(next((text for text in map(_answer, messages) if text), "")),
         thumbnails=thumbnails,
         more=more,
         turns=sum(message["role"] == "user" for message in messages),

@@ -6,6 +6,7 @@ sources a second time, and keeps nothing but the row at hand.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,6 +19,8 @@ from quantkit.calibration.prepare import Sample
 from quantkit.calibration.rows import read_row
 from quantkit.calibration.sources import Source
 from quantkit.errors import QuantkitError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,24 @@ def originals(mix: Mix, sources: Sequence[Source], wanted: set[int] | None = Non
 
 
 def _again(source: Source, name: str, samples: list[Sample]) -> Iterator[Original]:
-    """The rows that these samples came from, in the order of both."""
+    """The rows that these samples came from, in the order of both.
+
+    Told by their ids, which a source has once each: where a row lies may have changed since its sample was kept.
+    """
     waiting = iter(samples)
     sample = next(waiting, None)
     if sample is None:
         return
     for raw in islice(source.raw_rows(), source.limit):
-        if raw.where != sample.source:
+        try:
+            conversation = read_row(raw, source.columns)
+        except QuantkitError as error:
+            log.debug("passed by: %s", error)  # a bad row, left out of the mix before
             continue
-        row = raw.value if isinstance(raw.value, dict) else {}
-        yield Original(sample, read_row(raw, source.columns), name, row)
+        if conversation.id != sample.id:
+            continue
+        yield Original(sample, conversation, name, raw.value if isinstance(raw.value, dict) else {})
         sample = next(waiting, None)
         if sample is None:
             return
-    raise QuantkitError(f"{sample.source}: is not there any more; the data changed while it was read")
+    raise QuantkitError(f"{name}: row '{sample.id}' is not there any more; the data changed while it was read")

@@ -33,7 +33,7 @@ calib = typer.Typer(
 Sources = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SOURCE]...", help="The same as --calib; both may be given, and all are read.", show_default=False
+        metavar="SOURCE", help="The same as --calib; both may be given, and all are read.", show_default=False
     ),
 ]
 NAMES = 5  # ids that a line lists
@@ -256,8 +256,8 @@ def _print_figures(found: Description) -> None:
         sizes = f"{pictures.smallest[0]} x {pictures.smallest[1]} to {pictures.largest[0]} x {pictures.largest[1]}"
         grid.add_row(
             "pictures",
-            f"{pictures.images} images, {pictures.sliced} of them sliced ({pictures.slices} slices); {pictures.clips} clips; "
-            f"{sizes} pixels",
+            f"{pictures.images} images, {pictures.sliced} of them sliced ({pictures.slices} slices); "
+            f"{pictures.clips} clips; {sizes} pixels",
         )
         grid.add_row("longer side", _line(pictures.long_sides))
         grid.add_row("width:height", _line(pictures.shapes))

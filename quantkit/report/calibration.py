@@ -104,7 +104,7 @@ def _mix(found: Description) -> Section:
         rows = [_row(KINDS[one.modality], one) for one in found.groups if one.source == origin.source]
         weight = f", weight {origin.weight:g}" if len(found.sources) > 1 else ""
         bodies.append((f"{origin.source}: {count(origin.samples)} of {count(origin.rows)} rows{weight}", rows))
-    bodies.append((None, [_row("all", found.total)]))
+    bodies.append(("all sources" if len(found.sources) > 1 else None, [_row("all", found.total)]))
     table = Table("Conversations and tokens, by source and modality", heads, bodies)
     others = [
         render(_bucket_table(caption, name, buckets))
@@ -218,7 +218,7 @@ def _conversations(found: Description, looks: Sequence[Look]) -> Section | None:
         return None
     hidden = found.total.samples - len(looks)
     reading = f"All {count(len(looks))} conversations" if not hidden else f"{count(len(looks))} conversations"
-    reading += ": the first text of the user, the last answer, pictures made small."
+    reading += ": the first question and its answer, pictures made small."
     if hidden:
         reading += f" {count(hidden)} more are not shown; these are evenly taken over the mix."
     filters, classes = _filters(looks)

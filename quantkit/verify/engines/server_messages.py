@@ -18,8 +18,8 @@ def openai_messages(conversation: Conversation, answered: bool, video_processor:
     """Messages of OpenAI's chat API; without `answered`, those before the last answer. Pictures are data URIs in PNG.
 
     A video is its frames in one `video_url`, by vLLM's convention `data:video/jpeg;base64,FRAME,FRAME`; what a frame
-    is, vLLM tells by its first bytes, so PNG stays PNG. `video_processor`: the checkpoint's, by whose rule the frames of
-    a video file are taken.
+    is, vLLM tells by its first bytes, so PNG stays PNG. `video_processor`: the checkpoint's, by whose rule the frames
+    of a video file are taken.
     """
     decoder = Decoder(conversation.source)
 

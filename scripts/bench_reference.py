@@ -46,20 +46,17 @@ def forward(job: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from quantkit.calibration import PrepareOptions, fingerprint, load_conversations, load_processor, prepare
+    from quantkit.calibration import build_from
     from quantkit.checkpoint import open_checkpoint
     from quantkit.model import build_map
-    from quantkit.recipe import DEFAULTS
+    from quantkit.recipe import CalibrationOptions
 
     checkpoint = open_checkpoint(job["model"])
-    chosen = PrepareOptions(
-        samples=job["samples"],
-        max_tokens=DEFAULTS.max_tokens,
-        downsample_mode=DEFAULTS.downsample_mode,
-        max_slice_nums=DEFAULTS.max_slice_nums,
-        seed=job["seed"],
+    options = CalibrationOptions(
+        model=job["model"], calib=(job["calib"],), samples=job["samples"], seed=job["seed"], no_cache=True
     )
-    samples = prepare(load_conversations(job["calib"]), load_processor(checkpoint.path), chosen)
+    mix = build_from(options, checkpoint.path)
+    samples = mix.samples
     places = spread(len(samples), job["peer_samples"])
     if job["peer_inputs"]:
         torch.save([samples[place].inputs for place in places], job["peer_inputs"])
@@ -71,7 +68,7 @@ def forward(job: dict[str, Any]) -> dict[str, Any]:
         "seconds": time_passes(model, samples),
         "tokens": [sample.input_ids.numel() for sample in samples],
         "modalities": [sample.modality for sample in samples],
-        "fingerprint": fingerprint(samples),
+        "fingerprint": mix.fingerprint,
         "peer": places,
         "load_seconds": load_seconds,
         "parameters": checkpoint.num_parameters(),

@@ -312,7 +312,7 @@ def test_a_benchmark_by_name(asked, quantized, monkeypatch):
 
 def test_the_documented_example(capsys):
     """As quantkit.verify's docstring has it, on a small model and few items."""
-    found = quantkit.verify("tiny", str(TINY), engine="dequantized", samples=4, max_new_tokens=2, noise=False)
+    found = quantkit.verify("tiny", str(TINY), engine="dequantized", samples=12, max_new_tokens=2, noise=False)
     assert found.verdict.headline == "No fault found; no gate was set"
     assert found.group().answer.kl_mean.value == 0.0
     assert {group.value for group in found.engine().groups if group.by == "modality"} >= {"text", "image"}

@@ -12,8 +12,12 @@ from faults import FAULTS
 from safetensors.torch import load_file, save_file
 from test_integrity import GOOD
 
+from quantkit.calibration import build_from
+from quantkit.calibration.export import write_parquet
+from quantkit.calibration.originals import originals
+from quantkit.calibration.sources import parse_source
 from quantkit.quantize import quantize
-from quantkit.recipe import QuantizeOptions
+from quantkit.recipe import CalibrationOptions, QuantizeOptions
 from quantkit.source import tiny_folder
 from quantkit.verify import Gate, verify
 
@@ -88,7 +92,9 @@ def test_items_that_were_calibrated_on_are_named(variants: Variants, tmp_path: P
     good = variants("default")
     rows = json.loads((good / "quantkit.json").read_text())["calibration"]
     assert len(rows["items"]) == 12 and rows["pictures"]
-    report = verify("tiny", good, "bundled", samples=ITEMS, cache=cache, generate=False)
+    used = build_from(CalibrationOptions(samples=12, no_cache=True), tiny_folder())
+    write_parquet(originals(used, [parse_source("bundled")]), tmp_path / "used.parquet", {})
+    report = verify("tiny", good, str(tmp_path / "used.parquet"), samples=ITEMS, cache=cache, generate=False)
     assert report.data is not None and report.data.overlap == "found"
     assert [alarm.check for alarm in report.alarms] == ["overlap"]
     assert report.verdict.status == "fail" and report.data.overlapping[0] in report.verdict.lines[0]

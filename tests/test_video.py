@@ -504,7 +504,7 @@ def test_a_clip_file_reaches_the_engines_as_frames(tmp_path: Path) -> None:
     from quantkit.verify.engines.server_messages import longest_video, openai_messages
     from quantkit.verify.thumbnails import thumbnails
 
-    write_clip(tmp_path / "clip.mp4", frames=50, fps=10)
+    write_clip(tmp_path / "clip.mp4", n=50, fps=10)
     rows = [{"messages": chat({"type": "video", "video": "clip.mp4"}, text_part("What?"))}]
     (conversation,) = load_conversations(write_rows(tmp_path / "rows.jsonl", rows))
     processor = load_processor(TINY)

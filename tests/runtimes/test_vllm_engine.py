@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.runtimes, pytest.mark.slow]
 ITEMS = 12
 STOP = {1005, 1007}
 SPOILED = 1  # an item whose tokens are changed: its prompt is not what vLLM makes of the conversation
+SLICED = "test-0072"  # in 4x mode vLLM 0.32 counts the tokens of its slices otherwise than transformers' processor
 LARGEST, KL_MEAN, KL_MAX = 0.4, 1e-3, 0.02
 
 
@@ -132,7 +133,8 @@ def compare(found: Observed, exact: tuple[list[Tensor], list[list[int]]], task: 
 
 
 def test_offline(offline: Observed, exact: Any, task: Task) -> None:
-    assert offline.left_out == {SPOILED: TOKENS_DIFFER}
+    sliced = [sample.id for sample in task.samples].index(SLICED)
+    assert offline.left_out == {SPOILED: TOKENS_DIFFER, sliced: TOKENS_DIFFER}
     assert {sample.modality for sample in task.samples} == {"text", "image", "images", "video"}
     assert {sample.downsample_mode for sample in task.samples} == {"16x", "4x"}
     compare(offline, exact, task)
@@ -152,10 +154,19 @@ def test_server(address: str, exact: Any, task: Task, reference: Path, offline: 
     compare(found, exact, task)
 
 
+def without_tools(task: Task) -> Task:
+    """For a request with tools that names no choice, vLLM wants to be started with a parser of calls."""
+    last = next(index for index, conversation in enumerate(task.conversations) if conversation.tools)
+    assert last == ITEMS - 1, "the places before it keep their index"
+    return replace(
+        task, conversations=task.conversations[:last], samples=task.samples[:last], places=task.places[:last]
+    )
+
+
 def test_generated_rows(address: str, exact: Any, task: Task, reference: Path) -> None:
     """The route of servers that tell no more than OpenAI's API: tokens by their bytes, rows of the answer alone."""
-    found = run_server(task, Target(reference, url=address), lambda done: None, "sglang")
-    ran = [index for index in range(ITEMS) if index not in found.left_out and index != SPOILED]
+    found = run_server(without_tools(task), Target(reference, url=address), lambda done: None, "sglang")
+    ran = [index for index in range(len(found.predictions)) if index not in found.left_out and index != SPOILED]
     assert len(ran) >= 5
     for index in ran:
         prediction, answer = found.predictions[index], found.answers[index]

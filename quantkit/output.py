@@ -103,6 +103,21 @@ def atomic_output(target: str | Path, overwrite: bool = False, source: Path | No
             _remove(partial)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a name beside `target` to write one file to; at the end of the block it becomes `target`, or is removed.
+
+    As `atomic_output`: an exception, Ctrl-C, SIGTERM or SIGHUP leaves the target as it was. Raises OSError.
+    """
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    with _stopped_by_signals():
+        try:
+            yield partial
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
 def _make(partial: Path) -> None:
     try:
         partial.mkdir(parents=True)

@@ -20,7 +20,7 @@ from test_report_pages import CHROMIUM, EVIL, Page, _chromium, _probe
 from quantkit.calibration import Mix, PrepareOptions, build
 from quantkit.calibration.describe import Description, describe
 from quantkit.calibration.looks import SIDE, TEXT, THUMBNAILS, Look, looks
-from quantkit.calibration.sources import parse_source
+from quantkit.calibration.sources import parse_sources
 from quantkit.report.calibration import KINDS, calibration_page, write_calibration
 
 SECTIONS = ["figures", "mix", "pictures", "texts", "conversations", "settings"]
@@ -50,7 +50,7 @@ def mix(sources: list[str], random_checkpoint: Path) -> Mix:
 
 @pytest.fixture(scope="module")
 def shown(mix: Mix, sources: list[str]) -> list[Look]:
-    return list(looks(mix, [parse_source(source) for source in sources]))
+    return list(looks(mix, parse_sources(sources)))
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_figures_stand_on_the_page(mix: Mix, page: str) -> None:
 
 
 def test_many_conversations_are_sampled_evenly_and_counted(mix: Mix, sources: list[str], tmp_path: Path) -> None:
-    few = list(looks(mix, [parse_source(source) for source in sources], most=5))
+    few = list(looks(mix, parse_sources(sources), most=5))
     order = [sample.id for sample in mix.samples]
     assert [order.index(look.id) for look in few] == [0, 4, 8, 13, 17]
     path = write_calibration(describe(mix), few, tmp_path / "new/mix.html", {}, "few")
@@ -162,7 +162,7 @@ def test_a_page_of_many_is_bounded(mix: Mix, shown: list[Look]) -> None:
 def test_text_alone_has_no_section_of_pictures(random_checkpoint: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "r.jsonl", [{"messages": chat(text_part("What?"))}])
     mix = build([str(path)], random_checkpoint, PrepareOptions())
-    found = Page(calibration_page(describe(mix), list(looks(mix, [parse_source(str(path))])), {}, "text"))
+    found = Page(calibration_page(describe(mix), list(looks(mix, parse_sources([str(path)]))), {}, "text"))
     assert [a["id"] for a in found.all("section")] == [name for name in SECTIONS if name != "pictures"]
     assert not found.all("fieldset") and "None" not in found.words()
 

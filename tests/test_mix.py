@@ -24,6 +24,7 @@ from quantkit.calibration import (
 from quantkit.calibration import cache as cache_room
 from quantkit.calibration.mix import check_overlap
 from quantkit.calibration.prepare import load_processor
+from quantkit.calibration.sampling import Reservoir, Stratum
 from quantkit.errors import QuantkitError
 
 TINY = Path(__file__).parent.parent / "quantkit" / "data" / "tiny"
@@ -273,6 +274,33 @@ def test_a_mix_names_each_source_once_and_at_least_one(texts: Path) -> None:
         build([str(texts), f"{texts},weight=2"], TINY, SOME, MixOptions())
     with pytest.raises(QuantkitError, match="names no source"):
         build([], TINY, SOME, MixOptions())
+
+
+def test_sources_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    files = []
+    for place, word in (("one", "red"), ("two", "blue")):
+        (tmp_path / place / "deep").mkdir(parents=True)
+        rows = [{"id": f"{number}", "messages": chat(text_part(f"{word} {number}"))} for number in range(3)]
+        files.append(str(write_rows(tmp_path / place / "deep" / "rows.jsonl", rows)))
+    mix = build(files, TINY, PrepareOptions(), MixOptions())
+    assert [count.source for count in mix.counts] == ["one/deep/rows.jsonl", "two/deep/rows.jsonl"]
+    assert [count.samples for count in mix.counts] == [3, 3]
+
+
+def test_of_a_stream_only_what_may_be_taken_is_kept(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    class Watched(Reservoir):
+        def sorted(self) -> list[Stratum]:
+            kept.extend(len(stratum.kept) for stratum in self.strata.values())
+            return super().sorted()
+
+    monkeypatch.setattr("quantkit.calibration.mix.Reservoir", Watched)
+    monkeypatch.setattr("quantkit.calibration.mix.SPARE", 1)
+    build([str(texts)], TINY, PrepareOptions(samples=4), MixOptions())
+    build([str(texts)], TINY, PrepareOptions(token_budget=100), MixOptions())
+    build([str(texts)], TINY, PrepareOptions(), MixOptions())
+    assert kept[:2] == [5, 4] and kept[2] > 5
 
 
 def test_what_is_measured_on_must_not_be_calibrated_on(mixed: Path, tmp_path: Path) -> None:

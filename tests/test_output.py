@@ -593,3 +593,20 @@ def test_files_are_closed(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, {"a": ("I8", (1,)), "b": ("I8", (1,))}, 1):
         assert len(os.listdir("/proc/self/fd")) == before + 2
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+from quantkit.output import atomic_file
+with atomic_file(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_stopped_program_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "mix.parquet").write_text("whole")
+    done = subprocess.run([sys.executable, "-c", STOPPED, str(tmp_path / "mix.parquet")])
+    assert done.returncode == 128 + signal.SIGTERM
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("mix.parquet", "whole")]

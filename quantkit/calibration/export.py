@@ -15,7 +15,6 @@ encoded again. The file appears under its name when it is complete.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from quantkit.calibration.conversations import Conversation
 from quantkit.calibration.images import Access, Decoder
 from quantkit.calibration.originals import Original
 from quantkit.errors import QuantkitError
+from quantkit.output import atomic_file
 
 GROUP_ROWS, GROUP_BYTES = 256, 32 * 2**20  # of a row group, whichever comes first
 TEXTS = ("id", "modality", "language", "source", "licence", "credit", "messages", "text")
@@ -206,11 +206,8 @@ def _name(reference: str) -> str | None:
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
     """A name to write to, which becomes `out` at the end, or is removed."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        yield partial
-        os.replace(partial, out)
+        with atomic_file(out) as partial:
+            yield partial
     except OSError as error:
         raise QuantkitError(f"--out {out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)

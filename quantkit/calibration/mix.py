@@ -35,7 +35,7 @@ from quantkit.calibration.prepare import (
     sample_digest,
 )
 from quantkit.calibration.sampling import SPARE, Candidate, Reservoir, Stratum, furthest_behind, shares
-from quantkit.calibration.sources import Source, load_conversations, parse_source
+from quantkit.calibration.sources import Source, load_conversations, parse_sources
 from quantkit.errors import QuantkitError
 from quantkit.recipe import CalibrationOptions
 
@@ -98,13 +98,10 @@ def build(
 ) -> Mix:
     """Prepare a mix of sources with the processor of the checkpoint in `folder`, or take it from the cache.
 
-    `specs`: as `parse_source` reads them. Raises `QuantkitError` naming source and row, or where nothing is left.
+    `specs`: as `parse_sources` reads them. Raises `QuantkitError` naming source and row, or where nothing is left.
     """
     how, progress = how or MixOptions(), progress or (lambda stage, done, total: None)
-    sources = [parse_source(spec) for spec in specs]
-    if not sources:
-        raise QuantkitError("--calib names no source: give 'bundled', a folder, a file or a data set's id")
-    _check_apart(sources)
+    sources = parse_sources(specs)
     key = _key(sources, folder, options, how)
     if how.cache is not None and (entry := cache_room.load(how.cache, key)) is not None:
         return _mix(entry, None)
@@ -340,17 +337,6 @@ def _report(preparer: Preparer, rows: int, taken: int, options: PrepareOptions) 
         raise QuantkitError(f"no calibration tokens: none of {rows} conversations {limit} or give other data")
     if options.samples is not None and options.token_budget is None and taken < options.samples:
         log.warning("%d samples asked for, %d taken of %d conversations", options.samples, taken, rows)
-
-
-def _check_apart(sources: list[Source]) -> None:
-    """Each source once: two entries of one would give the same conversations twice."""
-    seen: set[str] = set()
-    for source in sources:
-        if source.name in seen:
-            raise QuantkitError(
-                f"--calib {source.name}: named twice; give it once, with a weight ({source.name},weight=2)"
-            )
-        seen.add(source.name)
 
 
 def _key(sources: list[Source], folder: Path, options: PrepareOptions, how: MixOptions) -> str:

@@ -21,8 +21,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -208,6 +209,41 @@ def parse_source(text: str) -> Source:
         f"data '{name}' does not exist{nearest(name, known)}; give bundled, photos, a folder, a file "
         f"({', '.join(readers.SUFFIXES)}), the id of a data set on the hub, or one of {', '.join(known[3:])}"
     )
+
+
+def parse_sources(texts: Iterable[str]) -> list[Source]:
+    """The sources of a mix, each once and each under a name of its own: `a/chats` and `b/chats` where both are `chats`.
+
+    Raises `QuantkitError` as `parse_source` does, for a source that is named twice, and where there is none.
+    """
+    sources: dict[tuple[object, ...], Source] = {}
+    for text in texts:
+        source = parse_source(text)
+        place = source.path.resolve() if source.path else source.table and source.table.id
+        key = (place, source.config, source.split)
+        if key in sources:
+            raise QuantkitError(
+                f"--calib {source.name}: named twice; give it once, with a weight ({source.name},weight=2)"
+            )
+        sources[key] = source
+    if not sources:
+        raise QuantkitError("--calib names no source: give 'bundled', a folder, a file or a data set's id")
+    names = Counter(source.name for source in sources.values())
+    return [source if names[source.name] == 1 else _full_name(source, sources.values()) for source in sources.values()]
+
+
+def _full_name(source: Source, others: Iterable[Source]) -> Source:
+    """The source with as many parent folders before its name as tell it from the others of that name."""
+    if source.path is None:
+        return source
+    parents = source.path.resolve().parts[:-1]
+    rivals = [
+        one.path.resolve().parts[:-1] for one in others if one.name == source.name and one is not source and one.path
+    ]
+    depth = next(
+        (n for n in range(1, len(parents)) if all(parents[-n:] != rival[-n:] for rival in rivals)), len(parents)
+    )
+    return replace(source, name="/".join((*parents[-depth:], source.name)).lstrip("/"))
 
 
 def _split_options(text: str) -> tuple[str, dict[str, str]]:

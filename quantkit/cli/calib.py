@@ -94,13 +94,13 @@ def build(
     _loaded()
     from quantkit.calibration.export import check_target, write_parquet
     from quantkit.calibration.originals import originals
-    from quantkit.calibration.sources import parse_source
+    from quantkit.calibration.sources import parse_sources
 
     check_target(out, overwrite)
     access = _access(options)
     with progress() as report:
         mix = _build(options, report)
-        chosen = originals(mix, [parse_source(source) for source in options.calib])
+        chosen = originals(mix, parse_sources(options.calib))
         notes = {"fingerprint": mix.fingerprint, "options": options.provenance()}
         total = len(mix.samples)
         counted = _counted(chosen, lambda done: report("writing", done, total))
@@ -131,9 +131,9 @@ def check(
     """
     options = _options(given | {"samples": None}, ctx, sources)
     _loaded()
-    from quantkit.calibration.sources import parse_source
+    from quantkit.calibration.sources import parse_sources
 
-    parsed = [parse_source(source) for source in options.calib]
+    parsed = parse_sources(options.calib)
     started = time.monotonic()
     tally = _check(parsed, options, process)
     _print_tally(tally, options, time.monotonic() - started)
@@ -212,10 +212,10 @@ def _writable(path: Path) -> Iterator[None]:
 def _write_page(path: Path, mix: Mix, found: Description, options: CalibrationOptions, report: Any) -> None:
     from quantkit import __version__
     from quantkit.calibration.looks import looks
-    from quantkit.calibration.sources import parse_source
+    from quantkit.calibration.sources import parse_sources
     from quantkit.report.calibration import write_calibration
 
-    parsed = [parse_source(source) for source in options.calib]
+    parsed = parse_sources(options.calib)
     shown = looks(mix, parsed, _access(options), progress=report)
     stated = options.provenance() | {"quantkit": __version__}
     with _writable(path):

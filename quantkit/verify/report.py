@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quantkit.errors import QuantkitError
+from quantkit.output import atomic_file
 
 SCHEMA = "2"
 Positions = Literal["answer", "prompt", "text"]
@@ -340,12 +341,8 @@ class Report(Part):
 def write_text(target: Path, text: str) -> None:
     """Write a file so that it is complete or not there; an existing one is replaced at once."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    try:
+    with atomic_file(target) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def json_schema() -> dict[str, Any]:

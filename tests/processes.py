@@ -3,9 +3,10 @@
 import signal
 
 
-def heed_ctrl_c() -> None:
-    """Run in a child before it starts: where a shell runs tests in the background, they inherit an ignored SIGINT."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def heed_signals() -> None:
+    """Run in a child before it starts: tests in the background (`&`, nohup) inherit an ignored SIGINT or SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def refused(result: tuple[int, str, str], *words: str) -> None:

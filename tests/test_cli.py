@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import heed_ctrl_c, refused
+from processes import heed_signals, refused
 from safetensors.torch import load_file, save_file
 
 from quantkit.output import ShardWriter
@@ -200,7 +200,7 @@ def test_stopped_in_the_middle(
     command += ["--calib", str(small_calibration), "--samples", "8", "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=heed_ctrl_c
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=heed_signals
     )
     deadline = time.monotonic() + 300
     while not list(tmp_path.glob(".out.partial-*/model.safetensors")):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import some_tensors, write_checkpoint, write_side_files
-from processes import heed_ctrl_c
+from processes import heed_signals
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -42,7 +42,7 @@ def start(target: Path, text: str, wait: str) -> "subprocess.Popen[str]":
     """Start RUN and return once it has written everything."""
     command = [sys.executable, "-c", RUN, str(target), text, wait]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signals
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "written\n"

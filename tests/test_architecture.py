@@ -18,7 +18,7 @@ ALLOWED = {
     "tensorfile": {"errors"},
     "output": {"errors", "tensorfile"},
     "checkpoint": {"errors", "source", "tensorfile"},
-    "calibration": {"errors", "recipe"},
+    "calibration": {"errors", "output", "recipe"},
     "fold": {"model"},
     "statistics": {"errors", "model", "checkpoint", "calibration"},
     "stats_file": {"errors", "model", "output", "statistics", "tensorfile"},
@@ -26,7 +26,7 @@ ALLOWED = {
     "formats": {"errors", "grid"},
     "plan": {"checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
-    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model"},
+    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
     "report": {"calibration", "errors", "verify"},
     "quantize": {
         "calibration", "checkpoint", "errors", "fold", "formats", "grid", "methods", "model", "output", "plan",

@@ -45,8 +45,10 @@ class File:
         return RawRow(where, f"{self.name}:{number}", None, self.folder, QuantkitError(f"{where}: {message}"))
 
 
-def read_file(file: File, columns: dict[str, str]) -> Iterator[RawRow]:
+def read_file(file: File, columns: dict[str, str], whole: bool = False) -> Iterator[RawRow]:
     """The rows of a file, by its suffix; `columns` are those that a mapping asks for (field -> name).
+
+    `whole`: with every column of a Parquet file, not only those that conversations are read from.
 
     Raises `QuantkitError` for a file that cannot be read, or a table without one of the columns.
     """
@@ -56,7 +58,7 @@ def read_file(file: File, columns: dict[str, str]) -> Iterator[RawRow]:
             f"{file.shown}: cannot read this kind of file; calibration data is {', '.join(SUFFIXES)} or a folder"
         )
     if suffix == ".parquet":
-        yield from _parquet(file, columns)
+        yield from _parquet(file, columns, whole)
     elif suffix in (".csv", ".tsv"):
         yield from _csv(file, columns)
     elif suffix == ".json":
@@ -69,9 +71,9 @@ def check_columns(where: str, columns: dict[str, str], found: list[str]) -> None
     """Raise `QuantkitError` where a table lacks a column that the mapping asks for, or has none that is known."""
     for name, column in columns.items():
         if column and column not in found:
+            use = f", to be read as '{name}'," if name != column else ""
             raise QuantkitError(
-                f"{where}: column '{column}', to be read as '{name}', is missing{nearest(column, found)}; "
-                f"the table has {', '.join(found)}"
+                f"{where}: column '{column}'{use} is missing{nearest(column, found)}; the table has {', '.join(found)}"
             )
     if not any(columns.values()) and not set(found) & set(COLUMNS):
         raise QuantkitError(
@@ -262,8 +264,8 @@ def _surrogates(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _parquet(file: File, columns: dict[str, str]) -> Iterator[RawRow]:
-    """The rows' columns that are read at all, `BATCH` rows at a time."""
+def _parquet(file: File, columns: dict[str, str], whole: bool) -> Iterator[RawRow]:
+    """The rows, `BATCH` at a time."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -275,7 +277,7 @@ def _parquet(file: File, columns: dict[str, str]) -> Iterator[RawRow]:
             check_columns(file.shown, columns, found)
             wanted = [name for name in found if name in COLUMNS or name in columns.values()]
             number = 0
-            for batch in table.iter_batches(batch_size=BATCH, columns=wanted or found):
+            for batch in table.iter_batches(batch_size=BATCH, columns=found if whole else wanted or found):
                 for value in batch.to_pylist():
                     number += 1
                     yield file.row(number, value)

@@ -60,6 +60,7 @@ class Source:
     limit: int | None = None
     columns: dict[str, str] = field(default_factory=dict)  # field -> column
     joined: bool = False  # rows are lines, to be joined to documents
+    whole: bool = False  # rows with every column of theirs
     _commits: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Conversation]:
@@ -101,7 +102,7 @@ class Source:
         else:
             files = self._files()
             for file in files:
-                yield from readers.read_file(file, self.columns)
+                yield from readers.read_file(file, self.columns, self.whole)
             if not files:
                 yield from folders.media_rows(self.path, self.name)
 

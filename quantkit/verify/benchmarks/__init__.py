@@ -4,7 +4,7 @@
     rows = load_benchmark("MMMU=/data/MMMU")                 # a local copy: parquet files or save_to_disk
     totals = aggregate("MMBench", [(row, score(row.metric, text, row.accepted, row.choices)) for row, text in ...])
 
-Read through `datasets` (`pip install 'quantkit[benchmarks]'`), pictures as the bytes that the table holds, not encoded
+Read through `datasets` (`pip install 'quantkit[data]'`), pictures as the bytes that the table holds, not encoded
 again. No code from a data set is ever run. The prompts ask for short answers, in the form each benchmark
 is usually given; where a published rule asks another model to judge or guesses at random, the rule here is exact
 instead (see `scoring`), so totals may lie a little below published ones. What counts here is the difference of two

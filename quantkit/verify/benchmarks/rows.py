@@ -67,8 +67,11 @@ class Row:
         """The bytes of a picture as the table holds them (raw or base64)."""
         value = self.row.get(column)
         data = value.get("bytes") if isinstance(value, dict) else value
-        if data is None and isinstance(value, dict) and value.get("path") and Path(value["path"]).is_file():
-            data = Path(value["path"]).read_bytes()
+        if data is None and isinstance(value, dict) and value.get("path") and self.place.folder is not None:
+            root = self.place.folder.resolve()
+            path = (root / value["path"]).resolve()
+            if path.is_file() and path.is_relative_to(root):
+                data = path.read_bytes()
         if isinstance(data, str):
             try:
                 data = base64.b64decode(data, validate=True)
@@ -259,14 +262,15 @@ def video_mme(row: Row) -> Iterator[Conversation]:
     yield row.conversation(row.text("question_id"), parts, accepted, "choice", choices=choices, tags=tags)
 
 
-def _frames(row: Row) -> list[str]:
+def _frames(row: Row) -> list[str] | str:
+    """Pictures of the frames, or the video's own file."""
     video, folder = row.text("videoID"), row.place.folder
     if not video or Path(video).name != video:
         raise row.fault(f"'videoID' is no file name: '{video[:40]}'")
     if folder is None:
         raise row.fault(
-            "the table on the hub has no frames; download it, put each video's frames into FOLDER/VIDEO_ID/ as "
-            f"pictures, and give {row.place.name}=FOLDER"
+            "the table on the hub has no videos; download it, put them beside it as FOLDER/VIDEO_ID.mp4, or each one's "
+            f"frames into FOLDER/VIDEO_ID/ as pictures, and give {row.place.name}=FOLDER"
         )
     root = folder.parent if folder.is_file() else folder
     places = [root / sub for sub in ("", "frames", "data", "video", "videos")]
@@ -278,11 +282,8 @@ def _frames(row: Row) -> list[str]:
     for place in places:
         for suffix in VIDEO_SUFFIXES:
             if (place / f"{video}{suffix}").is_file():
-                raise row.fault(
-                    f"{place / f'{video}{suffix}'} is a video file, which is not supported yet; decode its frames "
-                    f"into {place / video}/ as pictures"
-                )
-    raise row.fault(f"no frames of video '{video}': no folder {root / video} with pictures")
+                return str((place / f"{video}{suffix}").resolve())
+    raise row.fault(f"no video '{video}': neither {root / video}.mp4 nor a folder {root / video} with pictures")
 
 
 def _by_number(file: Path) -> list[tuple[int, str]]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quantkit.quantize import quantize
-from quantkit.recipe import QuantizeOptions
+from quantkit.recipe import SAMPLES, QuantizeOptions
 from quantkit.verify import verify
 from quantkit.verify.report import environment
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--samples", type=int, default=80)
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

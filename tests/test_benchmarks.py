@@ -152,6 +152,23 @@ def test_pictures_keep_their_bytes(tmp_path):
     assert first.messages[0]["content"][0]["image"].startswith("data:image/jpeg;base64,")
 
 
+def test_pictures_by_path_lie_in_the_folder(tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for place in (folder / "a.png", tmp_path / "secret.png"):
+        place.write_bytes(JPEG)
+
+    def load(path):
+        row = ocrbench("x", ["a"]) | {"image": {"bytes": None, "path": path}}
+        datasets.Dataset.from_list([row]).to_parquet(folder / "test.parquet")
+        return load_benchmark("OCRBench", folder)
+
+    assert pictures_of(load("a.png")[0]) == [JPEG]
+    for path in ("../secret.png", str(tmp_path / "secret.png")):
+        with pytest.raises(QuantkitError, match="OCRBench:test:1: column 'image' holds no picture"):
+            load(path)
+
+
 def test_shards_in_order_limit_and_joined_splits(tmp_path):
     parquet(tmp_path, [mmbench(1), mmbench(2)], "en/dev-00000-of-00002.parquet")
     parquet(tmp_path, [mmbench(3)], "en/dev-00001-of-00002.parquet")

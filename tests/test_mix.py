@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from quantkit.calibration import (
     build,
     fingerprint,
     load_conversations,
+    pixels,
     prepare,
 )
 from quantkit.calibration import cache as cache_room
@@ -153,16 +155,25 @@ def test_pictures_are_kept_as_codes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("values", [
     torch.linspace(-1, 1, 257), torch.randn(100), torch.full((3, 2), 0.25), torch.tensor([0.0, 7.0, 5.0]),
-    torch.tensor([float("nan"), 1.0]),
+    torch.tensor([float("nan"), 1.0]), torch.tensor([0.0, -0.0, 1.0]),
 ])  # fmt: skip
 def test_codes_give_back_the_very_bits(values: torch.Tensor) -> None:
-    stored = cache_room._encode("pixel_values", values)
-    back = cache_room._decode(stored["pixel_values"], stored.get("pixel_values.palette"))
+    packed = pixels.pack({"pixel_values": values})
+    back = pixels.unpack(packed["pixel_values"], packed.get("pixel_values.palette"))
     assert torch.equal(back.view(torch.int32), values.view(torch.int32))
-    levels = (torch.arange(256) * (1 / 255) - 0.5) / 0.5
-    assert (
-        cache_room._encode("pixel_values", levels[torch.randint(0, 256, (999,))])["pixel_values"].dtype == torch.uint8
-    )
+
+
+@pytest.mark.parametrize("made", [
+    lambda x: (x * (1 / 255) - 0.5) / 0.5, lambda x: (x - 127.5) / 127.5, lambda x: (x / 255 - 0.48) / 0.27,
+    lambda x: x / 255,
+])  # fmt: skip
+def test_pixels_take_a_byte_each(made: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    values = made(torch.randint(0, 256, (3, 70_001), generator=torch.Generator().manual_seed(0)).float())
+    packed = pixels.pack({"pixel_values": values, "pixel_mask": torch.ones(2, dtype=torch.bool)})
+    assert packed["pixel_values"].dtype == torch.uint8
+    assert torch.equal(pixels.unpack(packed["pixel_values"], packed["pixel_values.palette"]), values)
+    values[2, 70_000] += 1e-6  # the last one is none of the 256
+    assert list(pixels.pack({"pixel_values": values})) == ["pixel_values"]
 
 
 @pytest.mark.parametrize("change", [

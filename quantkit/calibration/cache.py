@@ -1,15 +1,11 @@
 """Prepared samples on disk, so that a second run starts at once and no run holds every picture in memory.
 
-    CACHE/prepared/KEY/00000.safetensors ...   the inputs of one sample; pictures as codes where that is exact
-    CACHE/prepared/KEY/samples.json            the rest, SHA-256 of each file, and of each picture's source file
+    CACHE/prepared/KEY/00000.safetensors ...   the inputs of one sample; pictures as codes (see pixels)
+    CACHE/prepared/KEY/samples.json            the rest, each sample's digest, SHA-256 of each picture's source file
 
 KEY is a SHA-256 over the sources' contents, every option, the processor's and tokenizer's files and the versions of the
 libraries that make the pictures. A folder takes its name only when it is complete. What does not agree with its hashes,
 or was made of pictures that have changed since, is made anew.
-
-Pictures: the processor computes ``(x / 255 - mean) / std`` from integers x, so a tensor of pixels has at most 256
-values (one mean and std for all channels, as SigLIP has). `_encode` stores the codes (uint8) and the values ("palette",
-float32 [256]) wherever decoding gives the same bits, a fourth of the size; otherwise the tensor itself.
 """
 
 from __future__ import annotations
@@ -26,20 +22,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from quantkit.calibration import pixels
 from quantkit.calibration.images import Decoder
-from quantkit.calibration.prepare import Sample
+from quantkit.calibration.prepare import Sample, packed_sample, sample_digest
 from quantkit.errors import QuantkitError
 
 log = logging.getLogger(__name__)
 
 FOLDER = "prepared"
 INDEX = "samples.json"
-VERSION = 2
+VERSION = 3
 LIMIT = 10_000_000_000  # bytes of all entries together; the least recently used ones go first
-CODES = 256
 PLAIN_ENTRY = ("fingerprint", "items", "pictures", "skipped", "counts", "read", "too_long")
 # fields of a sample as they are
 PLAIN = ("id", "modality", "language", "downsample_mode", "prompt_length", "source", "shortened")
@@ -74,17 +69,16 @@ class StoredInputs(Mapping[str, Tensor]):
         from safetensors import safe_open
 
         with safe_open(self.path, framework="pt") as file:
-            return _decode(file.get_tensor(name), file.get_tensor(f"{name}.palette") if name in _pixels(file) else None)
+            palette = name + pixels.PALETTE
+            return pixels.unpack(
+                file.get_tensor(name), file.get_tensor(palette) if palette in set(file.keys()) else None
+            )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def _pixels(file: Any) -> set[str]:
-    return {key.removesuffix(".palette") for key in file.keys() if key.endswith(".palette")}  # noqa: SIM118
 
 
 class Store:
@@ -109,18 +103,17 @@ class Store:
         self.folder = Path(self._kept.name)
         self.rows: list[dict[str, Any]] = []
 
-    def add(self, sample: Sample) -> Sample:
-        """Write the sample's inputs; returns it backed by the file."""
+    def add(self, sample: Sample) -> tuple[Sample, str]:
+        """Write the sample's inputs; returns it backed by the file, and its digest."""
         from safetensors.torch import save_file
 
         name = f"{len(self.rows):05d}.safetensors"
-        tensors: dict[str, Tensor] = {"vision_mask": sample.vision_mask}
-        for key, tensor in sample.inputs.items():
-            tensors |= _encode(key, tensor)
+        packed = packed_sample(sample)
+        digest = sample_digest(sample, packed)
         path = self.folder / name
-        save_file(tensors, path)
-        self.rows.append({"file": name, "sha256": _sha256(path), **_row(sample)})
-        return _backed(sample, path, self._kept)
+        save_file(packed, path)
+        self.rows.append({"file": name, "digest": digest, **_row(sample)})
+        return _backed(sample, path, self._kept), digest
 
     def finish(self, entry: Entry, order: list[int]) -> Entry:
         """Give the entry its name in the cache; `order`: the samples added, as they are to be listed."""
@@ -182,44 +175,25 @@ def _read_sample(folder: Path, row: dict[str, Any]) -> Sample:
     from safetensors import SafetensorError, safe_open
 
     path = folder / Path(row["file"]).name
-    if _sha256(path) != row["sha256"]:
-        raise ValueError(f"{path.name} is not what was written")
     try:
         with safe_open(path, framework="pt") as file:
-            ids, vision = file.get_tensor("input_ids"), file.get_tensor("vision_mask")
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    return Sample(
-        inputs=StoredInputs(path, tuple(row["inputs"]), ids),
-        vision_mask=vision,
+    sample = Sample(
+        inputs=StoredInputs(path, tuple(row["inputs"]), packed["input_ids"]),
+        vision_mask=packed["vision_mask"],
         sizes=tuple((int(width), int(height)) for width, height in row["sizes"]),
         **{name: row[name] for name in PLAIN},
     )
+    if sample_digest(sample, packed) != row["digest"]:
+        raise ValueError(f"{path.name} is not what was written")
+    return sample
 
 
 def _backed(sample: Sample, path: Path, keep: Any = None) -> Sample:
     stored = StoredInputs(path, tuple(sample.inputs), sample.input_ids, keep)
     return Sample(**{**vars(sample), "inputs": stored})
-
-
-def _encode(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The tensor under its name, or its codes with their palette where that gives back the same bits."""
-    plain = {name: tensor.contiguous()}
-    if not name.startswith("pixel") or tensor.dtype != torch.float32 or not tensor.numel():
-        return plain
-    low, high = tensor.aminmax()
-    for bottom, top in ((-1.0, 1.0), (float(low), float(high))):
-        scale = (CODES - 1) / (top - bottom) if top > bottom else 0.0
-        codes = ((tensor - bottom) * scale).round_().clamp_(0, CODES - 1).to(torch.uint8)
-        palette = torch.zeros(CODES)
-        palette[codes.flatten().long()] = tensor.flatten()
-        if torch.equal(palette[codes.int()], tensor):
-            return {name: codes, f"{name}.palette": palette}
-    return plain
-
-
-def _decode(tensor: Tensor, palette: Tensor | None) -> Tensor:
-    return tensor if palette is None else palette[tensor.int()]
 
 
 def _sweep(parent: Path) -> None:

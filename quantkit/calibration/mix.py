@@ -32,7 +32,6 @@ from quantkit.calibration.prepare import (
     Sample,
     joined_digest,
     load_processor,
-    sample_digest,
 )
 from quantkit.calibration.sampling import SPARE, Candidate, Reservoir, Stratum, furthest_behind, shares
 from quantkit.calibration.sources import Source, load_conversations, parse_sources
@@ -46,6 +45,7 @@ OnBad = Callable[[QuantkitError], None]
 Hashed = tuple[Identity, dict[str, list[str]]]  # of a conversation, and of the files it refers to
 Look = Callable[[Conversation, Decoder], Hashed]
 AHEAD = 2  # conversations of each stratum that are decoded before their turn
+BEHIND = 4  # samples that wait to be written
 SHORTEST = 32  # tokens of a short conversation: how many a token budget may take in at most
 
 
@@ -168,27 +168,32 @@ class _Build:
         self.progress("reading", len(self.sources), len(self.sources))
         strata = reservoir.sorted()
         store = cache_room.Store(self.how.cache, key)
-        taken: list[tuple[Candidate, Sample]] = []
+        chosen: list[Candidate] = []
         items: set[str] = set()
         pictures: set[str] = set()
         read: dict[str, list[str]] = {}
-        digests: list[str] = []
+        kept: list[tuple[Sample, str]] = []
+        keeping: deque[Future[tuple[Sample, str]]] = deque()
         weights = [source.weight for source in self.sources]
-        for candidate, sample, hashed in _take(
-            strata, weights, self.preparer, self.options, self.how, _hashes, self.on_bad, self.progress
-        ):
-            identity, files = hashed
-            items.add(identity.item)
-            pictures.update(identity.pictures)
-            read |= files
-            digests.append(sample_digest(sample))
-            taken.append((candidate, store.add(sample)))
-        _report(self.preparer, sum(rows), len(taken), self.options)
-        order = sorted(range(len(taken)), key=lambda index: taken[index][0].position)
-        samples = [taken[index][1] for index in order]
-        counts = self._counts(rows, taken)
+        with ThreadPoolExecutor(1, thread_name_prefix="keep") as keeper:
+            for candidate, sample, hashed in _take(
+                strata, weights, self.preparer, self.options, self.how, _hashes, self.on_bad, self.progress
+            ):
+                identity, files = hashed
+                items.add(identity.item)
+                pictures.update(identity.pictures)
+                read |= files
+                chosen.append(candidate)
+                keeping.append(keeper.submit(store.add, sample))
+                if len(keeping) > BEHIND:
+                    kept.append(keeping.popleft().result())
+            kept += [one.result() for one in keeping]
+        _report(self.preparer, sum(rows), len(chosen), self.options)
+        order = sorted(range(len(chosen)), key=lambda index: chosen[index].position)
+        samples = [kept[index][0] for index in order]
+        counts = self._counts(rows, [(one, sample) for one, (sample, _) in zip(chosen, kept, strict=True)])
         entry = cache_room.Entry(
-            joined_digest(digests[index] for index in order),
+            joined_digest(kept[index][1] for index in order),
             sorted(items),
             sorted(pictures),
             self.skipped,
@@ -197,7 +202,7 @@ class _Build:
             read,
             self.preparer.too_long,
         )
-        conversations = [taken[index][0].conversation for index in order]
+        conversations = [chosen[index].conversation for index in order]
         return _mix(store.finish(entry, order), conversations)
 
     def _counts(self, rows: list[int], taken: list[tuple[Candidate, Sample]]) -> list[Count]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from quantkit.calibration.conversations import Conversation
 from quantkit.calibration.cuts import Cut, longest_fit
 from quantkit.calibration.images import Access, Decoded, Decoder
+from quantkit.calibration.pixels import pack, packed_digest
 from quantkit.errors import QuantkitError
 
 log = logging.getLogger(__name__)
@@ -101,17 +102,19 @@ def load_processor(path: str | Path) -> Any:
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """SHA-256 over every input tensor (name, dtype, shape, bytes) and mode of the samples, in order."""
+    """SHA-256 over every input tensor (as packed: name, dtype, shape, bytes) and mode of the samples, in order."""
     return joined_digest(sample_digest(sample) for sample in samples)
 
 
-def sample_digest(sample: Sample) -> str:
-    """SHA-256 over the inputs and the mode of one sample."""
-    digest = hashlib.sha256(f"{sample.downsample_mode};{sample.prompt_length};".encode())
-    for name, tensor in sorted(sample.inputs.items()):
-        digest.update(f"{name};{tensor.dtype};{tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()
+def sample_digest(sample: Sample, packed: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 over the inputs and the mode of one sample; `packed`: its tensors, where they are packed already."""
+    packed = packed_sample(sample) if packed is None else packed
+    return packed_digest(packed, f"{sample.downsample_mode};{sample.prompt_length};")
+
+
+def packed_sample(sample: Sample) -> dict[str, Tensor]:
+    """All tensors of a sample, as they are hashed and kept."""
+    return {"vision_mask": sample.vision_mask, **pack(sample.inputs)}
 
 
 def joined_digest(digests: Iterable[str]) -> str:

@@ -62,9 +62,8 @@ def _codes(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
 def _by_recipe(flat: Tensor, recipe: Callable[[Tensor], Tensor]) -> Tensor | None:
     codes = torch.empty(flat.shape, dtype=torch.uint8)
     for piece, part in zip(flat.split(_PIECE), codes.split(_PIECE), strict=True):
-        whole = torch.add(piece, 1).mul_(127.5).round_().clamp_(0, CODES - 1)
-        part.copy_(whole)
-        if not _same_bits(recipe(whole), piece):
+        part.copy_(torch.add(piece, 1).mul_(127.5).round_().clamp_(0, CODES - 1))
+        if not _same_bits(recipe(part.float()), piece):
             return None
     return codes
 

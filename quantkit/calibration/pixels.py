@@ -15,7 +15,7 @@ from torch import Tensor
 
 CODES = 256
 PALETTE = ".palette"
-_PIECE = 1 << 16  # elements at a time: a piece and its copies stay in the processor's cache
+_PIECE = 1 << 15  # elements at a time: a piece and its copies stay in the processor's cache
 _RECIPES: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda x: x.sub_(127.5).div_(127.5),
     lambda x: x.mul_(1 / 255).sub_(0.5).div_(0.5),

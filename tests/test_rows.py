@@ -324,6 +324,9 @@ def test_a_foreign_tables_tags_and_choices_are_left_alone():
         ({"messages": [user("half \ud800 a pair")]}, "half a surrogate pair (character 5)"),
         ({"messages": [user("x")], "id": "\udfff"}, "half a surrogate pair"),
         ({"messages": [user("x")], "answer": "\udfff"}, "half a surrogate pair"),
+        ({"messages": [USER], "language": "\ud800"}, "half a surrogate pair"),
+        ({"messages": [USER], "tags": {"kind": "\udfff"}}, "half a surrogate pair"),
+        ({"messages": [USER], "tags": {"\udfff": "kind"}}, "half a surrogate pair"),
         ({"texts": [{"user": "Q?", "assistant": None}]}, "the 'assistant' of a turn must be text"),
         ({"question": " ", "answer": "A."}, "the question must be text that is not empty"),
         ({"question": ["Q?"]}, "the question must be text"),
@@ -335,6 +338,26 @@ def test_a_foreign_tables_tags_and_choices_are_left_alone():
 )
 def test_a_bad_row_is_one_line_with_its_place(row, message):
     assert message in fault(row)
+
+
+def test_a_path_of_a_video_may_look_like_json(folder):
+    (folder / "clip.mp4").rename(folder / "[2024] cat.mp4")
+    part = content({"video": "[2024] cat.mp4", "question": "?"}, folder)[0]
+    assert part == {"type": "video", "video": str(folder / "[2024] cat.mp4")}
+    assert content({"video": '["x.png", "y.png"]', "question": "?"}, folder)[0]["video"] == [
+        str(folder / "x.png"),
+        str(folder / "y.png"),
+    ]
+    assert "'[\"x.png\"' does not exist" in fault({"video": '["x.png"', "question": "?"}, folder)
+
+
+def test_a_name_that_is_not_utf8_is_told_by_its_escape(folder):
+    row = RawRow("rows:7", "b\udce9.png", {"messages": [USER]}, folder)
+    with pytest.raises(QuantkitError, match=r"^rows:7: a text holds half a surrogate pair"):
+        read_row(row)
+    assert "'b\\udce9.png' is no usable path (not UTF-8; rename the file)" in fault(
+        {"messages": [user({"type": "image", "image": "b\udce9.png"})]}, folder
+    )
 
 
 def test_a_video_must_be_a_video_file(folder):

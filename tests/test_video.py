@@ -346,7 +346,9 @@ def test_a_rate_must_be_above_zero(frames, rate):
 
 def test_a_clip_of_days_is_refused(frames):
     """The rule of the processor lists every tenth of a second of it."""
-    with pytest.raises(QuantkitError, match=r"lasts 12,000,000 s, which is more than two days"):
+    with pytest.raises(
+        QuantkitError, match=r"rows:3: a video of 12 frames lasts 12,000,000 s, which is more than two days"
+    ):
         Decoder("rows:3").chat(question(video=frames, fps=1e-6))
 
 

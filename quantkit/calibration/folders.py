@@ -17,6 +17,7 @@ from pathlib import Path
 
 from quantkit.calibration.conversations import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from quantkit.calibration.readers import File, nearest
+from quantkit.calibration.references import printable
 from quantkit.calibration.rows import RawRow
 from quantkit.errors import QuantkitError
 
@@ -65,7 +66,8 @@ def table_files(folder: Path, config: str | None, split: str | None) -> list[Fil
         kinds = ([path for path in below if path.suffix.lower() in suffixes] for suffixes in TABLES)
         chosen = _of_split(folder, _of_config(folder, next(filter(None, kinds), []), config), split)
     return [
-        File(folder / path, str(folder / path), path.as_posix(), (folder / path).parent.resolve()) for path in chosen
+        File(folder / path, printable(str(folder / path)), printable(path.as_posix()), (folder / path).parent.resolve())
+        for path in chosen
     ]
 
 
@@ -113,7 +115,7 @@ def media_rows(folder: Path, name: str) -> Iterator[RawRow]:
         if suffix in IMAGE_SUFFIXES or suffix in VIDEO_SUFFIXES:
             found = True
             kind = "image" if suffix in IMAGE_SUFFIXES else "video"
-            yield RawRow(str(folder / path), path.as_posix(), {kind: f"./{path.as_posix()}"}, root)
+            yield RawRow(printable(str(folder / path)), path.as_posix(), {kind: f"./{path.as_posix()}"}, root)
     if not found:
         kinds = ", ".join(dict.fromkeys((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)))
         raise QuantkitError(f"{folder}: holds neither {MANIFEST} nor any image, video ({kinds}) or table")

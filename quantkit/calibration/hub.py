@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.calibration.readers import check_columns, nearest
+from quantkit.calibration.references import printable
 from quantkit.calibration.rows import RawRow
 from quantkit.errors import QuantkitError
 
@@ -93,7 +94,7 @@ def _rows(
     fault: Callable[[BaseException], QuantkitError],
 ) -> Iterator[RawRow]:
     root = folder.resolve() if folder is not None else None
-    where = str(folder) if folder is not None else name
+    where = printable(str(folder)) if folder is not None else name
     errors = _errors()
     number = 0
     try:

@@ -34,6 +34,7 @@ import numpy as np
 
 from quantkit.calibration import video
 from quantkit.calibration.fetch import Access, Unusable, fetch, first_line, is_url, shown
+from quantkit.calibration.references import printable
 from quantkit.calibration.video import Clip, Sample
 from quantkit.errors import QuantkitError
 
@@ -142,7 +143,10 @@ class Decoder:
         else:
             rule = video.processor_rule(video_processor, max_num_frames, stack_frames)
         if not isinstance(part["video"], str):
-            return self._listed(part["video"], part.get("fps"), rule)
+            try:
+                return self._listed(part["video"], part.get("fps"), rule)
+            except Unusable as error:
+                raise QuantkitError(f"{self.where}: a video of {len(part['video'])} frames {error}") from error
         reference, asked = part["video"], (video_processor, max_num_frames, stack_frames)
         if self.clips.get(reference, (None,))[0] != asked:
             try:
@@ -288,7 +292,7 @@ def _name(reference: str) -> str:
     """A reference as errors show it."""
     if reference.startswith("data:"):
         return reference[:40] + "..."
-    return shown(reference) if is_url(reference) else reference
+    return shown(reference) if is_url(reference) else printable(reference)
 
 
 @functools.cache

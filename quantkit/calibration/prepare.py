@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 from torch import Tensor
 
 from quantkit.calibration.conversations import Conversation
@@ -28,6 +29,11 @@ from quantkit.errors import QuantkitError
 log = logging.getLogger(__name__)
 
 MODES = ("16x", "4x")
+# what a processor, or the template of its chats, meets a row with that it was not written for
+_REFUSALS: tuple[type[Exception], ...] = (
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError, RuntimeError, MemoryError),
+    TemplateError,
+)
 FORWARD_INPUTS = (
     "input_ids",
     "attention_mask",
@@ -45,7 +51,7 @@ class PrepareOptions:
     samples: int | None = None  # at most; None: all of them
     token_budget: int | None = None  # for all samples together, visual tokens included
     max_tokens: int = 2048  # per sample, visual tokens included
-    downsample_mode: str = "16x"  # "16x", "4x", or "both" (alternating within each source and modality)
+    downsample_mode: str = "16x"  # "16x", "4x", or "both" (by a hash of the conversation, half and half)
     max_slice_nums: int | None = None
     max_num_frames: int | None = None  # of a video file, or of a list of frames that states its rate
     stack_frames: int | None = None
@@ -159,7 +165,7 @@ class Preparer:
                 cut = longest_fit(conversation, fits, self.options.max_num_frames)
                 if cut is not None and (last is None or last[0] != cut):
                     last = cut, self._process(cut, ready, mode)
-        except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        except _REFUSALS as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise QuantkitError(f"{conversation.source}: the processor refuses this row ({first})") from error
         if cut is None or last is None:

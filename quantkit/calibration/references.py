@@ -97,14 +97,12 @@ class References:
         """The absolute path of a file inside the data folder."""
         if self.folder is None:
             raise self.fault(f"{kind} '{_short(value)}': a row of the hub cannot name a file of this machine")
+        if printable(value) != value:
+            raise self.fault(f"{kind} '{_short(value)}' is no usable path (not UTF-8; rename the file)")
         try:
             path = (self.folder / value).resolve()
             inside, exists = path.is_relative_to(self.folder), path.is_file()
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # too long, a NUL or half a surrogate pair, links in a ring
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links in a ring
             raise self.fault(f"{kind} '{_short(value)}' is no usable path ({_reason(error)})") from error
         if not inside:
             raise self.fault(f"{kind} '{_short(value)}' lies outside the data folder {self.folder}")
@@ -116,6 +114,11 @@ class References:
                 f"video '{_short(value)}' is no video file ({known}); give such a file or a list of frames"
             )
         return str(path)
+
+
+def printable(text: str) -> str:
+    """The text with every half of a surrogate pair, as names of files that are not UTF-8 have them, as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def mime_of(content: bytes) -> str | None:

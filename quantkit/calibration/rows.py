@@ -172,10 +172,18 @@ class _Row:
         row = self.row
         image = row.get("image") if row.get("image") is not None else row.get("file_name")
         images = image if isinstance(image, list) else [] if image is None else [image]
-        videos = [] if row.get("video") is None else [self.parsed("video", row["video"])]
+        videos = [] if row.get("video") is None else [self.clip(row["video"])]
         if row.get("frames") is not None:
             videos.append(self.list_of("frames"))
         return {"video": videos + self.list_of("videos"), "image": images + self.list_of("images")}
+
+    def clip(self, value: Any) -> Any:
+        """What the column `video` holds: a list of frames that is kept as JSON text, or else as it is, as a path may
+        begin with a bracket too."""
+        try:
+            return self.parsed("video", value)
+        except QuantkitError:
+            return value
 
     def list_of(self, key: str) -> list[Any]:
         value = self.parsed(key, self.row.get(key))
@@ -199,7 +207,7 @@ class _Row:
     def id(self) -> str:
         stated = self.row.get("id")
         if stated is None or stated == "":
-            return self.raw.id
+            return self.reader.unicode(self.raw.id)
         if isinstance(stated, bool) or not isinstance(stated, (str, int)):
             raise self.fault(f"'id' must be text or a number, found {type(stated).__name__}")
         return self.reader.unicode(str(stated))
@@ -210,7 +218,7 @@ class _Row:
             return "en"
         if not isinstance(stated, str):
             raise self.fault(f"'language' must be text, found {type(stated).__name__}")
-        return stated
+        return self.reader.unicode(stated)
 
     def tools(self) -> list[dict[str, Any]] | None:
         tools = self.parsed("tools", self.row.get("tools"))
@@ -272,6 +280,8 @@ class _Row:
             return {}
         if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
             raise self.fault("'tags' must be an object of texts")
+        for text in (*tags, *tags.values()):
+            self.reader.unicode(text)
         return dict(tags)
 
     def modality(self, messages: list[dict[str, Any]]) -> str:

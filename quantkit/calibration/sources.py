@@ -31,6 +31,7 @@ from quantkit.calibration import folders, hub, presets, readers
 from quantkit.calibration.conversations import Conversation
 from quantkit.calibration.messages import shown
 from quantkit.calibration.readers import File, nearest
+from quantkit.calibration.references import printable
 from quantkit.calibration.rows import FIELDS, RawRow, read_row
 from quantkit.errors import QuantkitError
 
@@ -111,7 +112,8 @@ class Source:
         assert self.path is not None
         if self.path.is_dir():
             return folders.table_files(self.path, self.config, self.split)
-        return [File(self.path, str(self.path), self.path.name, self.path.parent.resolve())]
+        shown, name = printable(str(self.path)), printable(self.path.name)
+        return [File(self.path, shown, name, self.path.parent.resolve())]
 
     def key(self) -> str:
         """SHA-256 hex over what decides the rows: the bytes of the files read, or the hub's id and commit; and options.
@@ -138,7 +140,7 @@ class Source:
         files = self._files()
         if files:
             return [(file.name, file.path) for file in files]
-        return [(raw.id, Path(raw.where)) for raw in folders.media_rows(self.path, self.name)]
+        return [(raw.id, self.path / raw.id) for raw in folders.media_rows(self.path, self.name)]
 
     def _pinned(self, table: hub.HubTable) -> hub.HubTable:
         """The table at the commit that its revision meant when it was first asked for."""
@@ -244,7 +246,7 @@ def _full_name(source: Source, others: Iterable[Source]) -> Source:
     depth = next(
         (n for n in range(1, len(parents)) if all(parents[-n:] != rival[-n:] for rival in rivals)), len(parents)
     )
-    return replace(source, name="/".join((*parents[-depth:], source.name)).lstrip("/"))
+    return replace(source, name=printable("/".join((*parents[-depth:], source.name)).lstrip("/")))
 
 
 def _split_options(text: str) -> tuple[str, dict[str, str]]:
@@ -298,7 +300,7 @@ def _of_path(path: Path, options: dict[str, str], name: str | None = None) -> So
         for key in ("config", "split"):
             if key in given:
                 raise QuantkitError(f"data '{path}': '{key}' is for a data set; this is one file")
-    stem = name or path.resolve().name or "root"
+    stem = name or printable(path.resolve().name) or "root"
     return Source(
         name=":".join(filter(None, (stem, given.get("config"), given.get("split")))),
         weight=_weight(stem, given),

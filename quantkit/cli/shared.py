@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-console = Console(stderr=False)
-errors = Console(stderr=True)
+console = Console(stderr=False, emoji=False)  # ":train:" in a path or a text stays what it is
+errors = Console(stderr=True, emoji=False)
 
 
 def quiet_libraries() -> None:

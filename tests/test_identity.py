@@ -74,6 +74,37 @@ def test_what_an_item_is(pictures):
     assert identify(first).item != identify(second).item
 
 
+def test_white_space_makes_no_other_item(pictures):
+    rows = load(
+        pictures,
+        chat(text_part("Hello there?"), answer="Hi."),
+        chat(text_part(" Hello\n\tthere? "), answer="Hi.\n"),
+        chat(text_part("Hellothere?"), answer="Hi."),
+    )
+    first, spaced, joined = (identify(conversation).item for conversation in rows)
+    assert first == spaced != joined
+
+
+def test_an_answer_stated_apart_counts_as_the_last_turn(pictures):
+    """A chat of text is known with its prompt and any answer that counts as right, on either side."""
+    prompt = [user(text_part("What is 2 + 2?"))]
+    turn, apart, other, asked = load(
+        pictures,
+        {"id": "turn", "messages": chat(text_part("What is 2 + 2?"), answer="4")},
+        {"id": "apart", "messages": prompt, "answer": ["four", " 4"]},
+        {"id": "other", "messages": prompt, "answer": "5"},
+        {"id": "asked", "messages": prompt},
+    )
+    names = {one.id: identify(one).names for one in (turn, apart, other, asked)}
+    assert names["turn"][0] in names["apart"] and names["turn"][0] not in names["other"]
+    assert names["asked"] == (names["apart"][0],) and len(names["apart"]) == 3
+    assert shared([apart, other], names["turn"], []) == ["apart"]
+    assert shared([turn, other], names["apart"], []) == ["turn", "other"]  # the last: the same prompt, no turn after it
+    rest = chat(image_part("a.png"), text_part("What?"))[:1]
+    (shown,) = load(pictures, {"messages": rest, "answer": "A."})
+    assert identify(shown).answered == ()  # with pictures the answer does not count
+
+
 def test_frames_and_several_pictures_count_one_by_one(pictures):
     rows = load(
         pictures,

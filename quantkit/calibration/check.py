@@ -50,11 +50,11 @@ class Known:
         self.pictures: set[str] = set()
         for one in conversations:
             identity = identify(one, Decoder(one.source, access))
-            self.items.add(identity.item)
+            self.items.update(identity.names)
             self.pictures.update(identity.pictures)
 
     def holds(self, identity: Identity) -> bool:
-        return identity.item in self.items or not self.pictures.isdisjoint(identity.pictures)
+        return not (self.items.isdisjoint(identity.names) and self.pictures.isdisjoint(identity.pictures))
 
 
 def check(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from chats import chat, image_part, picture, text_part, user, write_mixed, write_rows
+from jinja2 import TemplateError
 from PIL import Image
 
 import quantkit
@@ -289,11 +290,12 @@ def test_seed_changes_the_selection_and_the_fingerprint(mixed, processor):
     assert fingerprint(first) != fingerprint(second)
 
 
-def test_both_modes_alternate_within_each_modality(mixed, processor):
+def test_both_modes_share_the_samples(mixed, processor):
     samples = prepare(load_conversations(mixed), processor, PrepareOptions(downsample_mode="both"))
-    for modality, count in zip(MODALITIES, (24, 12, 6, 6), strict=True):
-        modes = [s.downsample_mode for s in samples if s.modality == modality]
-        assert (modes.count("16x"), modes.count("4x")) == (count // 2, count // 2)
+    modes = {sample.id: sample.downsample_mode for sample in samples}
+    assert 12 < list(modes.values()).count("16x") < 36
+    again = prepare(load_conversations(mixed)[5:20], processor, PrepareOptions(downsample_mode="both", seed=9))
+    assert all(sample.downsample_mode == modes[sample.id] for sample in again)
 
 
 def test_fingerprint_sees_every_tensor_and_the_mode(mixed, processor):
@@ -361,6 +363,20 @@ def test_a_template_that_breaks_the_prefix_is_refused(mixed):
         "{% if add_generation_prompt %}now answer:{% endif %}"
     )
     with pytest.raises(QuantkitError, match=r"manifest.jsonl:1: the chat template renders the prompt differently"):
+        prepare(load_conversations(mixed)[:1], processor, PrepareOptions())
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("x"), AssertionError(), OverflowError("x"), MemoryError(), TemplateError("x")]
+)
+def test_whatever_the_processor_says_of_a_row_names_it(mixed, error, monkeypatch):
+    processor = load_processor(TINY)
+
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(processor, "apply_chat_template", refuse)
+    with pytest.raises(QuantkitError, match=r"manifest.jsonl:1: the processor refuses this row \("):
         prepare(load_conversations(mixed)[:1], processor, PrepareOptions())
 
 

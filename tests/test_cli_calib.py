@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import torch
 from chats import chat, image_part, picture, text_part, user, write_mixed, write_rows
 from PIL import Image
-from processes import refused
+from processes import refused, serving
 
 from quantkit.calibration import PrepareOptions, build, build_from, load_conversations, load_processor
 from quantkit.calibration.check import _Run, mismatch
@@ -28,6 +29,7 @@ from quantkit.errors import QuantkitError
 from quantkit.recipe import CalibrationOptions
 
 Run = Callable[..., tuple[int, str, str]]
+USER = {"role": "user", "content": "Hi"}
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 
 
@@ -127,6 +129,11 @@ def test_left_out_and_shortened_rows_are_told(run: Run, random_checkpoint: Path,
     for _ in range(2):  # prepared, then from the cache
         code, out, _ = run("calib", "inspect", *flags, "--skip-bad")
         assert code == 0 and "left out 1 bad rows" in out and "1 shortened, 1 left out" in out
+        assert "(prepared now)" in out  # nothing would tell that the bad row was mended
+    write_rows(path, [rows[0], *rows[2:]])
+    for _ in range(2):  # prepared, then from the cache
+        code, out, _ = run("calib", "inspect", *flags)
+        assert code == 0 and "1 shortened, 1 left out" in out
     assert "(from the cache)" in out
 
 
@@ -269,20 +276,33 @@ def test_a_mix_from_the_cache_builds_the_same_file(
 def test_a_mix_kept_before_its_folder_moved(
     run: Run, random_checkpoint: Path, mixed: Path, apart: Path, tmp_path: Path
 ) -> None:
-    """The cache knows contents; a row lies elsewhere now, and one beside it is bad."""
+    """The cache knows contents; a row lies elsewhere now."""
     flags = ["--model", random_checkpoint, "--eval-data", apart, "--samples", 5, "--cache", tmp_path / "cache"]
-    with open(mixed / "manifest.jsonl", "a") as file:
-        file.write("{no row\n")
-    assert run("calib", "inspect", mixed, *flags, "--skip-bad")[0] == 0
+    assert run("calib", "inspect", mixed, *flags)[0] == 0
     shutil.copytree(mixed, tmp_path / "new/mixed")
     (mixed / "manifest.jsonl").unlink()
     target = tmp_path / "mix.parquet"
-    flags = [*flags, "--skip-bad"]
     assert "(from the cache)" in run("calib", "inspect", tmp_path / "new/mixed", *flags)[1]
-    code, out, err = run("calib", "build", tmp_path / "new/mixed", *flags, "--out", target)
+    for bad in ("", "{no row\n"):  # the second time with a bad row beside the others
+        with open(tmp_path / "new/mixed/manifest.jsonl", "a") as file:
+            file.write(bad)
+        code, out, err = run(
+            "calib", "build", tmp_path / "new/mixed", *flags, "--out", target, "--overwrite", "--skip-bad"
+        )
+        assert code == 0, err
+        again = _figures(run, tmp_path / "f.json", target, *flags)
+        assert f"fingerprint {again['fingerprint']}" in out and len(load_conversations(target)) == 5
+
+
+def test_both_modes_come_back_from_a_file(
+    run: Run, random_checkpoint: Path, mixed: Path, apart: Path, tmp_path: Path
+) -> None:
+    flags = ["--model", random_checkpoint, "--eval-data", apart, "--samples", 11, "--downsample-mode", "both"]
+    code, out, err = run("calib", "build", mixed, *flags, "--seed", 4, "--out", tmp_path / "mix.parquet")
     assert code == 0, err
-    again = _figures(run, tmp_path / "f.json", target, *flags)
-    assert f"fingerprint {again['fingerprint']}" in out and len(load_conversations(target)) == 5
+    again = _figures(run, tmp_path / "f.json", tmp_path / "mix.parquet", *flags)
+    assert f"fingerprint {again['fingerprint']}" in out
+    assert {one["label"] for one in again["modes"]} == {"16x", "4x"}
 
 
 def test_row_groups_are_bounded(
@@ -389,6 +409,71 @@ def test_check_lists_every_bad_row_in_order(
     code, other, _ = run("calib", "check", *flags, "--skip-bad")
     assert code == 0 and other.splitlines()[:4] == lines[:4]
     assert "4 of 7 rows are bad and would be left out" in other
+
+
+def test_private_urls_reach_the_evaluation_set(run: Run, random_checkpoint: Path, mixed: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "served/other.png", seed=3, size=(80, 64))  # the pixels of images/3.png
+    with serving(tmp_path / "served") as url:
+        rows = [{"id": "seen", "messages": chat(image_part(f"{url}/other.png"), text_part("Another?"))}]
+        flags = [mixed, "--model", random_checkpoint, "--eval-data", write_rows(tmp_path / "eval.jsonl", rows)]
+        for command in ("inspect", "check"):
+            refused(run("calib", command, *flags), "is refused")
+            code, out, err = run("calib", command, *flags, "--private-urls")
+            assert code == 0 and "overlap: shares" in out, err
+        out = tmp_path / "mix.parquet"
+        refused(run("calib", "build", *flags, "--private-urls", "--out", out), "shares 1 items", "(seen)")
+
+
+def test_no_row_ends_a_check(run: Run, random_checkpoint: Path, apart: Path, tmp_path: Path) -> None:
+    """What the chat template refuses, a rate at which a clip lasts for years, names that are not UTF-8."""
+    pictures = [Path(picture(tmp_path / f"{n}.png", seed=n)).name for n in range(2)]
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"messages": [*chat(text_part("One?")), system, *chat(text_part("Two?"))]},
+        {"messages": [user({"type": "video", "video": pictures, "fps": 1e-9}, text_part("What moves?"))]},
+        {"messages": [USER], "language": "\ud800"},
+        {"messages": [USER], "tags": {"kind": "\udfff"}},
+        {"messages": chat(text_part("Good?"))},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))  # escapes as they are
+    expected = ["A system message must come first", "a video of 2 frames lasts", "half a surrogate", "half a surrogate"]
+    flags = [path, "--model", random_checkpoint, "--eval-data", apart]
+    for more, code in (([], 2), (["--skip-bad"], 0)):
+        found, out, err = run("calib", "check", *flags, *more)
+        assert found == code and "5 rows: 1 good, 4 bad" in out, err
+        for number, (line, words) in enumerate(zip(out.splitlines(), expected, strict=False), start=1):
+            assert line.startswith(f"{path}:{number}: ") and words in line
+    code, out, err = run("calib", "inspect", *flags, "--skip-bad")
+    assert code == 0 and "left out 4 bad rows" in out, err
+
+
+def test_a_file_whose_name_is_not_utf8(run: Run, random_checkpoint: Path, apart: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    picture(folder / "good.png")
+    try:
+        shutil.copy(folder / "good.png", os.fsencode(folder) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    flags = [folder, "--model", random_checkpoint, "--eval-data", apart]
+    code, out, err = run("calib", "check", *flags)
+    assert code == 2 and "2 rows: 1 good, 1 bad" in out, err
+    assert out.startswith(f"{folder}/caf\\udce9.png: ") and "rename the file" in out
+    code, out, err = run("calib", "inspect", *flags, "--skip-bad")
+    assert code == 0 and "left out 1 bad rows" in out, err
+    refused(run("calib", "inspect", *flags), "caf\\udce9.png", "rename the file")
+    table = Path(os.fsdecode(os.fsencode(tmp_path) + b"/t\xe9.jsonl"))
+    write_rows(table, [{"messages": chat(text_part("In a table?"))}])
+    code, out, err = run("calib", "inspect", table, *flags[1:])
+    assert code == 0 and "t\\udce9.jsonl" in out, err
+
+
+def test_words_between_colons_are_no_pictures(run: Run, random_checkpoint: Path, apart: Path, tmp_path: Path) -> None:
+    flags = ["--model", random_checkpoint, "--eval-data", apart]
+    refused(run("calib", "inspect", tmp_path / "set:train:x", *flags), "set:train:x")
+    folder = tmp_path / "a:train:b"
+    picture(folder / "good.png")
+    assert "a:train:b" in run("calib", "inspect", folder, *flags)[1]
 
 
 def test_good_rows_are_zero(run: Run, random_checkpoint: Path, mixed: Path, apart: Path) -> None:

@@ -1,9 +1,12 @@
 """Mixes of sources: the same whatever the workers, kept on disk, apart from the evaluation set."""
 
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from chats import chat, image_part, picture, text_part, user, write_mixed, write_rows
+from PIL import Image
+from processes import serving
 
 from quantkit.calibration import (
     Mix,
@@ -24,7 +29,8 @@ from quantkit.calibration import (
     prepare,
 )
 from quantkit.calibration import cache as cache_room
-from quantkit.calibration.mix import check_overlap
+from quantkit.calibration.images import Access
+from quantkit.calibration.mix import check_overlap, evaluation_set
 from quantkit.calibration.prepare import load_processor
 from quantkit.calibration.sampling import Reservoir, Stratum
 from quantkit.errors import QuantkitError
@@ -95,6 +101,52 @@ def test_the_token_budget_is_kept(mixed: Path) -> None:
         build([str(mixed)], TINY, PrepareOptions(token_budget=5), MixOptions())
 
 
+@pytest.mark.parametrize(("budget", "least"), [(1000, 800), (200, 100)])
+def test_what_does_not_fit_the_budget_is_passed_over(budget: int, least: int) -> None:
+    """Of the bundled set, whose conversations are longer than these budgets for the most part."""
+    mixes = [
+        build(["bundled"], TINY, PrepareOptions(token_budget=budget), MixOptions(workers=workers)) for workers in (1, 4)
+    ]
+    assert least < mixes[0].counts[0].tokens <= budget
+    assert mixes[0].fingerprint == mixes[1].fingerprint
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    """160 texts and 40 pictures; of each kind one in eight is short."""
+    picture(tmp_path / "a.png", size=(64, 64))
+    rows = []
+    for number in range(200):
+        parts = [text_part(f"{number} " + ("word " * 90 if number // 5 % 8 else ""))]
+        rows.append({"id": f"s{number}", "messages": chat(*([image_part("a.png")] if number % 5 == 0 else []), *parts)})
+    return write_rows(tmp_path / "sparse.jsonl", rows)
+
+
+def test_too_long_ones_are_replaced_as_long_as_there_are_any(sparse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.calibration.mix.SPARE", 2)
+    short = {f"s{number}" for number in range(200) if number // 5 % 8 == 0}
+    options = PrepareOptions(samples=20, max_tokens=80)
+    mixes = [build([str(sparse)], TINY, options, MixOptions(workers=workers)) for workers in (1, 5)]
+    assert len(mixes[0].samples) == 20 and {sample.id for sample in mixes[0].samples} <= short
+    assert [sample.modality for sample in mixes[0].samples].count("image") == 4  # the share is kept
+    assert mixes[0].fingerprint == mixes[1].fingerprint
+    every = build([str(sparse)], TINY, replace(options, samples=100), MixOptions())
+    assert {sample.id for sample in every.samples} == short
+    with pytest.raises(QuantkitError, match="none of 200 conversations fits 9 tokens"):
+        build([str(sparse)], TINY, replace(options, max_tokens=9), MixOptions())
+
+
+def test_bad_ones_are_replaced_too_and_counted_once(sparse: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.calibration.mix.SPARE", 2)
+    rows = [json.loads(line) for line in sparse.read_text().splitlines()]
+    for row in rows[:150]:
+        row["messages"] = chat(image_part("broken.png"), text_part("?")) if row["id"] != "s77" else []
+    (sparse.parent / "broken.png").write_bytes(b"no picture")
+    mix = build([str(write_rows(sparse, rows))], TINY, PrepareOptions(samples=50), MixOptions(skip_bad=True))
+    assert {sample.id for sample in mix.samples} == {f"s{number}" for number in range(150, 200)}
+    assert len(mix.skipped) == len(set(mix.skipped)) == 150
+
+
 def test_sources_share_tokens_under_a_budget_and_conversations_without(tmp_path: Path) -> None:
     for name, length in (("short", 10), ("long", 200)):
         rows = [{"messages": chat(text_part(f"{n} " + "word " * length))} for n in range(100)]
@@ -127,6 +179,46 @@ def test_a_hundred_thousand_rows_stay_under_one_and_a_half_gigabytes(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows, samples, peak = map(int, done.stdout.split())
     assert (rows, samples) == (100_000, 16) and peak * 1024 < 1.5e9
+
+
+PICTURES = """
+import re, sys
+from pathlib import Path
+from quantkit.calibration import MixOptions, PrepareOptions, build
+
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+options = PrepareOptions(token_budget=60_000)
+build([sys.argv[1] + ",limit=8"], Path(sys.argv[2]), options, MixOptions())
+before = peak()
+mix = build([sys.argv[1]], Path(sys.argv[2]), options, MixOptions())
+print(len(mix.samples), sum(len(one.messages) for one in mix.conversations), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_pictures_that_rows_hold_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """400 rows of a megabyte each, all of which are candidates and taken; on disk they are packed."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(stream, "JPEG")
+    image = {"bytes": stream.getvalue() + bytes(1_000_000), "path": None}
+    schema = pyarrow.schema([
+        ("id", pyarrow.string()), ("question", pyarrow.string()),
+        ("image", pyarrow.struct([("bytes", pyarrow.large_binary()), ("path", pyarrow.string())])),
+    ])  # fmt: skip
+    with parquet.ParquetWriter(tmp_path / "rows.parquet", schema, compression="zstd", use_dictionary=False) as writer:
+        for start in range(0, 400, 20):
+            rows = [{"id": str(n), "question": f"{n}?", "image": image} for n in range(start, start + 20)]
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema=schema))
+    (tmp_path / "temporary").mkdir()
+    command = [sys.executable, "-c", PICTURES, str(tmp_path / "rows.parquet"), str(TINY)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    samples, messages, more = map(int, done.stdout.split())
+    assert (samples, messages) == (400, 400) and more * 1024 < 250e6
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -239,6 +331,32 @@ def test_a_cache_that_cannot_be_written_costs_only_the_cache(mixed: Path, tmp_pa
     assert "not cached" in caplog.text
 
 
+def test_a_full_disk_costs_only_the_cache(mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on the size of files stands for a disk without room: writes fail beyond it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        mix = build([str(mixed)], TINY, SOME, MixOptions(cache=tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert fingerprint(mix.samples) == mix.fingerprint == build([str(mixed)], TINY, SOME, MixOptions()).fingerprint
+    assert caplog.text.count("not cached") == 1 and not list(tmp_path.rglob("samples.json"))
+    assert not build([str(mixed)], TINY, SOME, MixOptions(cache=tmp_path)).cached
+
+
+def test_a_cache_folder_that_cannot_be_written_to(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = tempfile.TemporaryDirectory
+
+    def refusing(*arguments: object, dir: Path | None = None, **named: object) -> object:
+        if dir is not None and dir.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied")
+        return make(*arguments, dir=dir, **named)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refusing)
+    assert len(build([str(mixed)], TINY, SOME, MixOptions(cache=tmp_path)).samples) == 12
+
+
 def test_the_oldest_entries_make_room(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     how = MixOptions(cache=tmp_path)
 
@@ -271,13 +389,41 @@ def test_the_first_bad_row_stops_the_run(faulty: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").rglob("*.*"))
 
 
-def test_bad_rows_are_left_out_and_counted(faulty: Path, tmp_path: Path) -> None:
+def test_bad_rows_are_left_out_and_counted_until_they_are_mended(faulty: Path, tmp_path: Path) -> None:
     how = MixOptions(cache=tmp_path / "cache", skip_bad=True)
-    for cached in (False, True):
+    for _ in range(2):
         mix = build([str(faulty)], TINY, PrepareOptions(), how)
-        assert [sample.id for sample in mix.samples] == ["1", "2", "4", "5", "8"] and mix.cached is cached
+        assert [sample.id for sample in mix.samples] == ["1", "2", "4", "5", "8"] and not mix.cached
         found = sorted(line.partition("rows.jsonl:")[2][:1] for line in mix.skipped)
         assert found == ["3", "6", "7"] and mix.counts[0].samples == 5
+    picture(tmp_path / "broken.png")
+    picture(tmp_path / "absent.png")
+    mended = build([str(faulty)], TINY, PrepareOptions(), how)
+    assert [sample.id for sample in mended.samples] == ["1", "2", "3", "4", "5", "6", "8"] and len(mended.skipped) == 1
+
+
+def test_without_bad_rows_leaving_them_out_is_cached(mixed: Path, tmp_path: Path) -> None:
+    how = MixOptions(cache=tmp_path, skip_bad=True)
+    assert [build([str(mixed)], TINY, SOME, how).cached for _ in range(2)] == [False, True]
+    assert build([str(mixed)], TINY, SOME, replace(how, skip_bad=False)).cached
+
+
+def test_what_reads_pictures_and_clips_is_part_of_the_key(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = MixOptions(cache=tmp_path)
+    build([str(mixed)], TINY, SOME, how)
+    assert not build([str(mixed)], TINY, SOME, replace(how, access=Access(private_urls=True))).cached
+    assert build([str(mixed)], TINY, SOME, how).cached
+    monkeypatch.setattr("quantkit.calibration.video.version", lambda: "another decoder", raising=False)
+    assert not build([str(mixed)], TINY, SOME, how).cached
+
+
+def test_where_every_row_is_bad_that_is_said(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "messages": chat(image_part("absent.png"), text_part("?"))} for n in range(3)]
+    (tmp_path / "absent.png").write_bytes(b"no picture")
+    with pytest.raises(QuantkitError, match="none of 3 conversations is good; mend them or give other data"):
+        build([str(write_rows(tmp_path / "rows.jsonl", rows))], TINY, SOME, MixOptions(skip_bad=True))
 
 
 def test_a_mix_names_each_source_once_and_at_least_one(texts: Path) -> None:
@@ -312,6 +458,39 @@ def test_of_a_stream_only_what_may_be_taken_is_kept(texts: Path, monkeypatch: py
     build([str(texts)], TINY, PrepareOptions(token_budget=100), MixOptions())
     build([str(texts)], TINY, PrepareOptions(), MixOptions())
     assert kept[:2] == [5, 4] and kept[2] > 5
+
+
+@pytest.mark.parametrize("reversed_", [False, True])
+def test_the_mode_is_the_conversations_own(mixed: Path, tmp_path: Path, reversed_: bool) -> None:
+    """In whatever order and beside whatever else a conversation comes; about half of a set has either mode."""
+    both = PrepareOptions(downsample_mode="both")
+    modes = {sample.id: sample.downsample_mode for sample in build([str(mixed)], TINY, both, MixOptions()).samples}
+    assert 0.25 < list(modes.values()).count("4x") / 48 < 0.75
+    rows = (mixed / "manifest.jsonl").read_text().splitlines()[:: -3 if reversed_ else 2]
+    shutil.copytree(mixed / "images", tmp_path / "images")
+    some = write_rows(tmp_path / "rows.jsonl", [json.loads(row) for row in rows])
+    for sample in build([str(some)], TINY, replace(both, seed=4, samples=11), MixOptions()).samples:
+        assert sample.downsample_mode == modes[sample.id]
+
+
+def test_a_benchmark_is_no_evaluation_set_here(mixed: Path) -> None:
+    for name in ("MMBench", "mmmu:dev"):
+        with pytest.raises(QuantkitError, match=f"^--eval-data {name}: a benchmark's name is not taken here; give "):
+            evaluation_set(name)
+    with pytest.raises(QuantkitError, match=r"^--eval-data: data 'nowhere' does not exist"):
+        evaluation_set("nowhere")
+
+
+def test_private_urls_reach_the_evaluation_set(mixed: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "other.png", seed=3, size=(80, 64))  # the pixels of images/3.png
+    mix = build([str(mixed)], TINY, PrepareOptions(), MixOptions())
+    with serving(tmp_path) as url:
+        rows = [{"id": "seen", "messages": chat(image_part(f"{url}/other.png"), text_part("Another?"))}]
+        evaluation = str(write_rows(tmp_path / "eval.jsonl", rows))
+        with pytest.raises(QuantkitError, match="refused"):
+            check_overlap(mix, evaluation, [])
+        with pytest.raises(QuantkitError, match=r"shares 1 items .*\(seen\)"):
+            check_overlap(mix, evaluation, [], Access(private_urls=True))
 
 
 def test_what_is_measured_on_must_not_be_calibrated_on(mixed: Path, tmp_path: Path) -> None:

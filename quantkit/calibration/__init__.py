@@ -6,7 +6,8 @@
     readers, folders, hub                files, folders and data sets, as raw rows
     rows, messages, references           a raw row to a `Conversation` in the normal form of `conversations`
     images, video, fetch                 what it refers to, decoded
-    sampling, cuts, prepare              which are taken, how long they may be, the checkpoint's own processor
+    sampling, shelf, taking              which are taken, and where they wait for it
+    cuts, prepare                        how long they may be, the checkpoint's own processor
     mix, cache, identity                 all of it together, kept on disk, told apart from the evaluation set
 
 Nothing here knows the model's insides.

@@ -5,7 +5,8 @@
 
 KEY is a SHA-256 over the sources' contents, every option, the processor's and tokenizer's files and the versions of the
 libraries that make the pictures. A folder takes its name only when it is complete. What does not agree with its hashes,
-or was made of pictures that have changed since, is made anew.
+or was made of pictures that have changed since, is made anew. A mix that bad rows were left out of is not kept: nothing
+would tell that they have been mended.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,16 @@ from torch import Tensor
 from quantkit.calibration import pixels
 from quantkit.calibration.images import Decoder
 from quantkit.calibration.prepare import Sample, packed_sample, sample_digest
+from quantkit.calibration.shelf import PARTIAL
 from quantkit.errors import QuantkitError
 
 log = logging.getLogger(__name__)
 
 FOLDER = "prepared"
 INDEX = "samples.json"
-VERSION = 3
+VERSION = 4
 LIMIT = 10_000_000_000  # bytes of all entries together; the least recently used ones go first
-PLAIN_ENTRY = ("fingerprint", "items", "pictures", "skipped", "counts", "read", "too_long")
+PLAIN_ENTRY = ("fingerprint", "items", "pictures", "counts", "read", "too_long")
 # fields of a sample as they are
 PLAIN = ("id", "modality", "language", "downsample_mode", "prompt_length", "source", "shortened")
 
@@ -47,7 +49,6 @@ class Entry:
     fingerprint: str
     items: list[str]
     pictures: list[str]
-    skipped: list[str]
     counts: list[dict[str, Any]]
     samples: list[Sample]
     read: dict[str, list[str]] = field(default_factory=dict)  # files of pictures -> kind, SHA-256
@@ -85,52 +86,74 @@ class Store:
     """Takes the samples of one run; `finish` gives them back backed by their files.
 
     With a cache folder the files stay there under `key`; without one they live in a temporary folder as long as the
-    samples do. A full disk or a folder that cannot be written costs the cache, not the run.
+    samples do. A full disk or a folder that cannot be written costs the cache, not the run: samples that cannot be
+    written stay in memory.
     """
 
     def __init__(self, cache: Path | None, key: str) -> None:
         self.target = None if cache is None else cache / FOLDER / key
-        parent = None
+        kept = None
         if self.target is not None:
+            parent = self.target.parent
             try:
-                self.target.parent.mkdir(parents=True, exist_ok=True)
-                parent = self.target.parent
+                parent.mkdir(parents=True, exist_ok=True)
                 _sweep(parent)
+                kept = _temporary(parent)
             except OSError as error:
-                log.warning("%s: prepared samples are not cached (%s)", cache, error.strerror)
-                self.target = None
-        self._kept = tempfile.TemporaryDirectory(prefix="partial-", dir=parent, ignore_cleanup_errors=True)
+                self._give_up(error)
+        try:
+            self._kept = kept or _temporary(None)
+        except OSError as error:
+            raise QuantkitError(f"no temporary folder can be made ({error.strerror or error}); set TMPDIR") from error
         self.folder = Path(self._kept.name)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: dict[str, dict[str, Any]] = {}  # by file
 
     def add(self, sample: Sample) -> tuple[Sample, str]:
         """Write the sample's inputs; returns it backed by the file, and its digest."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         name = f"{len(self.rows):05d}.safetensors"
         packed = packed_sample(sample)
         digest = sample_digest(sample, packed)
         path = self.folder / name
-        save_file(packed, path)
-        self.rows.append({"file": name, "digest": digest, **_row(sample)})
+        try:
+            save_file(packed, path)
+        except (OSError, SafetensorError) as error:
+            path.unlink(missing_ok=True)
+            self._give_up(error)
+            return replace(sample, messages=[]), digest
+        self.rows[name] = {"file": name, "digest": digest, **_row(sample)}
         return _backed(sample, path, self._kept), digest
 
-    def finish(self, entry: Entry, order: list[int]) -> Entry:
-        """Give the entry its name in the cache; `order`: the samples added, as they are to be listed."""
+    def finish(self, entry: Entry) -> Entry:
+        """Give the entry its name in the cache; its samples are those that were added, in any order."""
         if self.target is None:
             return entry
-        rows = [self.rows[index] for index in order]
+        names = [sample.inputs.path.name for sample in entry.samples if isinstance(sample.inputs, StoredInputs)]
+        rows = [self.rows[name] for name in names]
         content = {"version": VERSION, **{name: getattr(entry, name) for name in PLAIN_ENTRY}, "samples": rows}
         try:
             (self.folder / INDEX).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(self.target, ignore_errors=True)
             os.rename(self.folder, self.target)
         except OSError as error:
-            log.warning("%s: prepared samples are not cached (%s)", self.target, error.strerror)
+            self._give_up(error)
             return entry
-        samples = [_backed(sample, self.target / row["file"]) for sample, row in zip(entry.samples, rows, strict=True)]
+        samples = [_backed(sample, self.target / name) for sample, name in zip(entry.samples, names, strict=True)]
         _make_room(self.target)
-        return Entry(**{**vars(entry), "samples": samples})
+        return replace(entry, samples=samples)
+
+    def _give_up(self, error: Exception) -> None:
+        """Keep nothing in the cache; told once."""
+        if self.target is not None:
+            place, said = self.target.parent.parent, getattr(error, "strerror", None) or error
+            log.warning("%s: prepared samples are not cached (%s)", place, said)
+        self.target = None
+
+
+def _temporary(parent: Path | None) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix=PARTIAL, dir=parent, ignore_cleanup_errors=True)
 
 
 def load(cache: Path, key: str) -> Entry | None:
@@ -192,24 +215,29 @@ def _read_sample(folder: Path, row: dict[str, Any]) -> Sample:
 
 
 def _backed(sample: Sample, path: Path, keep: Any = None) -> Sample:
+    """The sample with its inputs in a file, and without the messages, which may hold its pictures."""
     stored = StoredInputs(path, tuple(sample.inputs), sample.input_ids, keep)
-    return Sample(**{**vars(sample), "inputs": stored})
+    return replace(sample, inputs=stored, messages=[])
 
 
 def _sweep(parent: Path) -> None:
     """Remove what killed runs left behind, once it is a day old."""
-    for folder in parent.glob("partial-*"):
+    for folder in parent.glob(PARTIAL + "*"):
         if folder.stat().st_mtime < time.time() - 86_400:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _make_room(newest: Path) -> None:
+    """Remove the entries used longest ago beyond `LIMIT`; what another run removes at the same time is passed over."""
     entries = []
     for folder in newest.parent.iterdir():
         index = folder / INDEX
-        if folder != newest and index.is_file():
-            size = sum(file.stat().st_size for file in folder.iterdir())
-            entries.append((index.stat().st_mtime, size, folder))
+        try:
+            if folder != newest and index.is_file():
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                entries.append((index.stat().st_mtime, size, folder))
+        except FileNotFoundError:
+            continue
     left = LIMIT - sum(file.stat().st_size for file in newest.iterdir())
     for _, size, folder in sorted(entries, reverse=True):
         left -= size

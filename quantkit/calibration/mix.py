@@ -14,37 +14,27 @@ import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.calibration import cache as cache_room
+from quantkit.calibration import video
 from quantkit.calibration.conversations import Conversation
-from quantkit.calibration.identity import Identity, identify, shared
-from quantkit.calibration.images import Access, Decoder
-from quantkit.calibration.prepare import (
-    MODES,
-    PrepareOptions,
-    Preparer,
-    Ready,
-    Sample,
-    joined_digest,
-    load_processor,
-)
-from quantkit.calibration.sampling import SPARE, Candidate, Reservoir, Stratum, furthest_behind, shares
-from quantkit.calibration.sources import Source, load_conversations, parse_sources
+from quantkit.calibration.identity import shared
+from quantkit.calibration.images import Access
+from quantkit.calibration.prepare import PrepareOptions, Preparer, Sample, joined_digest, load_processor
+from quantkit.calibration.sampling import SPARE, Reservoir, Stratum
+from quantkit.calibration.shelf import Conversations, Shelf
+from quantkit.calibration.sources import Source, parse_source, parse_sources
+from quantkit.calibration.taking import OnBad, Progress, Taken, Taker
 from quantkit.errors import QuantkitError
 from quantkit.recipe import CalibrationOptions
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
-OnBad = Callable[[QuantkitError], None]
-Hashed = tuple[Identity, dict[str, list[str]]]  # of a conversation, and of the files it refers to
-Look = Callable[[Conversation, Decoder], Hashed]
-AHEAD = 2  # conversations of each stratum that are decoded before their turn
 BEHIND = 4  # samples that wait to be written
 SHORTEST = 32  # tokens of a short conversation: how many a token budget may take in at most
 
@@ -80,7 +70,7 @@ class Mix:
     pictures: list[str]  # and of their pictures
     counts: list[Count]
     skipped: list[str]  # bad rows that were left out, each as its error
-    conversations: list[Conversation] | None = None  # what the samples are of, one each; None from the cache
+    conversations: Conversations | None = None  # what the samples are of, one each; None from the cache
     too_long: int = 0  # conversations left out because no cut of them fits
 
     @property
@@ -104,7 +94,7 @@ def build(
     sources = parse_sources(specs)
     key = _key(sources, folder, options, how)
     if how.cache is not None and (entry := cache_room.load(how.cache, key)) is not None:
-        return _mix(entry, None)
+        return _mix(entry)
     return _Build(sources, load_processor(folder), options, how, progress).run(key)
 
 
@@ -117,15 +107,31 @@ def build_from(options: CalibrationOptions, folder: Path, progress: Progress | N
     """`build` by the schema's options, and refuse what is in the evaluation set unless that is allowed."""
     access = Access(private_urls=options.private_urls)
     how = MixOptions(access=access, skip_bad=options.skip_bad, cache=None if options.no_cache else options.cache)
+    if not options.allow_overlap:
+        evaluation_set(options.eval_data)  # a name under which there is nothing is told before the work
     mix = build(options.calib, folder, prepare_options(options), how, progress)
     if not options.allow_overlap:
-        check_overlap(mix, options.eval_data, options.calib)
+        check_overlap(mix, options.eval_data, options.calib, access)
     return mix
 
 
-def check_overlap(mix: Mix, eval_data: str, calib: Sequence[str]) -> None:
+def evaluation_set(eval_data: str) -> Source:
+    """The rows that `--eval-data` names; raises `QuantkitError` where there are none, or for a benchmark's name."""
+    try:
+        return parse_source(eval_data)
+    except QuantkitError as error:
+        from quantkit.verify.benchmarks import is_benchmark
+
+        if is_benchmark(eval_data):
+            raise QuantkitError(
+                f"--eval-data {eval_data}: a benchmark's name is not taken here; give the file or folder of its rows"
+            ) from error
+        raise QuantkitError(f"--eval-data: {error}") from error
+
+
+def check_overlap(mix: Mix, eval_data: str, calib: Sequence[str], access: Access | None = None) -> None:
     """Raise where a conversation or a picture of the mix is in the evaluation set, by their hashes."""
-    found = shared(load_conversations(eval_data), mix.items, mix.pictures)
+    found = shared(evaluation_set(eval_data), mix.items, mix.pictures, access)
     if found:
         names = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
         raise QuantkitError(
@@ -141,10 +147,9 @@ def prepare(conversations: Sequence[Conversation], processor: Any, options: Prep
     """
     reservoir = Reservoir(options.seed, None)
     reservoir.add(conversations)
-    preparer = Preparer(processor, options)
-    taken = _take(reservoir.sorted(), [1.0], preparer, options, MixOptions(workers=1), _nothing, None)
-    chosen = [(candidate.position, sample) for candidate, sample, _ in taken]
-    _report(preparer, len(conversations), len(chosen), options)
+    taker = Taker(Preparer(processor, options), workers=1)
+    chosen = [(one.candidate.position, one.sample) for one in taker.take(reservoir.sorted(), [1.0])]
+    _report(taker, len(conversations))
     return [sample for _, sample in sorted(chosen, key=lambda pair: pair[0])]
 
 
@@ -160,55 +165,65 @@ class _Build:
         self.on_bad: OnBad | None = (lambda error: self.skipped.append(str(error))) if how.skip_bad else None
 
     def run(self, key: str) -> Mix:
-        reservoir = Reservoir(self.options.seed, _most(self.options))
+        store = cache_room.Store(self.how.cache, key)
+        reservoir = Reservoir(self.options.seed, _most(self.options), Shelf(store.folder.parent))
         rows = []
         for number, source in enumerate(self.sources):
             self.progress("reading", number, len(self.sources))
             rows.append(reservoir.add(source.rows(self.on_bad), number, source.name))
         self.progress("reading", len(self.sources), len(self.sources))
-        strata = reservoir.sorted()
-        store = cache_room.Store(self.how.cache, key)
-        chosen: list[Candidate] = []
-        items: set[str] = set()
-        pictures: set[str] = set()
-        read: dict[str, list[str]] = {}
-        kept: list[tuple[Sample, str]] = []
-        keeping: deque[Future[tuple[Sample, str]]] = deque()
+
+        def refill(stratum: Stratum) -> None:
+            source = self.sources[stratum.source]
+            log.info("%s: read again for further conversations of kind %s", source.name, stratum.modality)
+            # bad rows were counted at the first look
+            reservoir.refill(stratum, source.rows(None if self.on_bad is None else _pass_by), source.name)
+
+        taker = Taker(self.preparer, self.how.workers, self.on_bad, self.progress, refill)
+        taken = self._stored(taker, reservoir, store)
+        _report(taker, sum(rows))
+        return self._finished(taken, rows, store)
+
+    def _stored(self, taker: Taker, reservoir: Reservoir, store: cache_room.Store) -> list[tuple[Taken, str]]:
+        """What was taken in the order of the mix, each sample written and with its digest."""
+        kept: list[tuple[Taken, str]] = []
+        keeping: deque[Future[tuple[Taken, str]]] = deque()
         weights = [source.weight for source in self.sources]
+
+        def keep(one: Taken) -> tuple[Taken, str]:
+            sample, digest = store.add(one.sample)
+            return replace(one, sample=sample), digest
+
         with ThreadPoolExecutor(1, thread_name_prefix="keep") as keeper:
-            for candidate, sample, hashed in _take(
-                strata, weights, self.preparer, self.options, self.how, _hashes, self.on_bad, self.progress
-            ):
-                identity, files = hashed
-                items.add(identity.item)
-                pictures.update(identity.pictures)
-                read |= files
-                chosen.append(candidate)
-                keeping.append(keeper.submit(store.add, sample))
+            for one in taker.take(reservoir.sorted(), weights):
+                keeping.append(keeper.submit(keep, one))
                 if len(keeping) > BEHIND:
                     kept.append(keeping.popleft().result())
             kept += [one.result() for one in keeping]
-        _report(self.preparer, sum(rows), len(chosen), self.options)
-        order = sorted(range(len(chosen)), key=lambda index: chosen[index].position)
-        samples = [kept[index][0] for index in order]
-        counts = self._counts(rows, [(one, sample) for one, (sample, _) in zip(chosen, kept, strict=True)])
-        entry = cache_room.Entry(
-            joined_digest(kept[index][1] for index in order),
-            sorted(items),
-            sorted(pictures),
-            self.skipped,
-            [asdict(c) for c in counts],
-            samples,
-            read,
-            self.preparer.too_long,
-        )
-        conversations = [chosen[index].conversation for index in order]
-        return _mix(store.finish(entry, order), conversations)
+        return sorted(kept, key=lambda pair: pair[0].candidate.position)
 
-    def _counts(self, rows: list[int], taken: list[tuple[Candidate, Sample]]) -> list[Count]:
+    def _finished(self, stored: list[tuple[Taken, str]], rows: list[int], store: cache_room.Store) -> Mix:
+        """The mix; kept in the cache unless a row was left out as bad: whether it is so still, no key can tell."""
+        taken = [one for one, _ in stored]
+        entry = cache_room.Entry(
+            fingerprint=joined_digest(digest for _, digest in stored),
+            items=sorted({name for one in taken for name in one.identity.names}),
+            pictures=sorted({name for one in taken for name in one.identity.pictures}),
+            counts=[asdict(count) for count in self._counts(rows, taken)],
+            samples=[one.sample for one in taken],
+            read={reference: found for one in taken for reference, found in one.files.items()},
+            too_long=self.preparer.too_long,
+        )
+        if self.skipped:
+            log.info("prepared samples are not cached: %d bad rows were left out", len(self.skipped))
+        else:
+            entry = store.finish(entry)
+        return _mix(entry, self.skipped, Conversations([one.candidate.kept for one in taken]))
+
+    def _counts(self, rows: list[int], taken: list[Taken]) -> list[Count]:
         counts = []
         for number, source in enumerate(self.sources):
-            own = [sample for candidate, sample in taken if candidate.source == number]
+            own = [one.sample for one in taken if one.candidate.source == number]
             tokens = sum(sample.input_ids.numel() for sample in own)
             counts.append(Count(source.name, source.weight, rows[number], len(own), tokens))
             if not own:
@@ -216,110 +231,8 @@ class _Build:
         return counts
 
 
-class _Queue:
-    """The candidates of one stratum in their order, decoded a little ahead of their turn."""
-
-    def __init__(self, candidates: list[Candidate], preparer: Preparer, pool: ThreadPoolExecutor, look: Look) -> None:
-        self.waiting = iter(candidates)
-        self.preparer, self.pool, self.look = preparer, pool, look
-        self.ahead: deque[tuple[Candidate, Future[tuple[Ready, Hashed]]]] = deque()
-        self._fill()
-
-    def __bool__(self) -> bool:
-        return bool(self.ahead)
-
-    def next(self) -> tuple[Candidate, Future[tuple[Ready, Hashed]]]:
-        found = self.ahead.popleft()
-        self._fill()
-        return found
-
-    def _fill(self) -> None:
-        while len(self.ahead) < AHEAD and (candidate := next(self.waiting, None)) is not None:
-            self.ahead.append((candidate, self.pool.submit(self._work, candidate.conversation)))
-
-    def _work(self, conversation: Conversation) -> tuple[Ready, Hashed]:
-        ready = self.preparer.decode(conversation)
-        return ready, self.look(conversation, ready.decoder)
-
-
-def _take(
-    strata: list[Stratum],
-    weights: list[float],
-    preparer: Preparer,
-    options: PrepareOptions,
-    how: MixOptions,
-    look: Look,
-    on_bad: OnBad | None,
-    progress: Progress | None = None,
-) -> Iterator[tuple[Candidate, Sample, Hashed]]:
-    """Samples in the order of their choice, until the count or the token budget is reached or nothing is left.
-
-    `look`: what else the threads find out of a decoded conversation.
-    """
-    share = shares(strata, weights)
-    taken, used = [0.0] * len(strata), [0] * len(strata)
-    tokens = 0
-    with ThreadPoolExecutor(how.workers, thread_name_prefix="decode") as pool:
-        queues = [_Queue(stratum.ordered(options.seed), preparer, pool, look) for stratum in strata]
-        try:
-            while options.samples is None or sum(used) < options.samples:
-                index = furthest_behind(taken, share, [bool(queue) for queue in queues])
-                if index is None:
-                    break
-                candidate, decoding = queues[index].next()
-                mode = MODES[used[index] % 2] if options.downsample_mode == "both" else options.downsample_mode
-                try:
-                    ready, found = decoding.result()
-                    sample = preparer.build(candidate.conversation, ready, mode)
-                except QuantkitError as error:
-                    if on_bad is None:
-                        raise
-                    on_bad(error)
-                    continue
-                if sample is None:
-                    continue
-                length = sample.input_ids.shape[1]
-                if options.token_budget is not None and tokens + length > options.token_budget:
-                    break
-                tokens += length
-                used[index] += 1
-                taken[index] += 1 if options.token_budget is None else length
-                if progress is not None:
-                    _tell(progress, options, sum(used), tokens, sum(stratum.rows for stratum in strata))
-                yield candidate, sample, found
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _hashes(conversation: Conversation, decoder: Decoder) -> Hashed:
-    return identify(conversation, decoder), _files_read(conversation, decoder)
-
-
-def _nothing(conversation: Conversation, decoder: Decoder) -> Hashed:
-    return Identity("", ()), {}
-
-
-def _files_read(conversation: Conversation, decoder: Decoder) -> dict[str, list[str]]:
-    """The files that a conversation refers to, by reference: kind and SHA-256. What a row or a URL holds is no file."""
-    found = {}
-    for message in conversation.messages:
-        for part in message["content"]:
-            if part["type"] == "text":
-                continue
-            whole = part["type"] == "video" and isinstance(part["video"], str)
-            kind = "video" if whole else "image"
-            references = part["video"] if part["type"] == "video" and not whole else [part[kind]]
-            for reference in references:
-                if not reference.startswith(("data:", "http://", "https://")):
-                    found[reference] = [kind, decoder.digest(reference, kind)]
-    return found
-
-
-def _tell(progress: Progress, options: PrepareOptions, samples: int, tokens: int, rows: int) -> None:
-    if options.token_budget is not None:
-        progress("preparing", tokens, options.token_budget)
-    else:
-        progress("preparing", samples, min(rows, options.samples or rows))
+def _pass_by(error: QuantkitError) -> None:
+    log.debug("passed by: %s", error)
 
 
 def _most(options: PrepareOptions) -> int | None:
@@ -332,16 +245,20 @@ def _most(options: PrepareOptions) -> int | None:
     return min(bounds) + SPARE if bounds else None
 
 
-def _report(preparer: Preparer, rows: int, taken: int, options: PrepareOptions) -> None:
+def _report(taker: Taker, rows: int) -> None:
+    preparer, options = taker.preparer, taker.options
     if preparer.shortened or preparer.too_long:
         log.warning("over-long conversations: %d shortened, %d left out", preparer.shortened, preparer.too_long)
-    if not taken:
-        limit = f"fits {options.max_tokens} tokens; raise max_tokens" if rows else "is there"
+    if not taker.samples:
+        limit = f"fits {options.max_tokens} tokens; raise max_tokens"
         if options.token_budget is not None and options.token_budget < options.max_tokens:
             limit = f"fits a budget of {options.token_budget} tokens; raise it"
-        raise QuantkitError(f"no calibration tokens: none of {rows} conversations {limit} or give other data")
-    if options.samples is not None and options.token_budget is None and taken < options.samples:
-        log.warning("%d samples asked for, %d taken of %d conversations", options.samples, taken, rows)
+        if taker.bad == rows:
+            limit = "is good; mend them"
+        bad = f" ({taker.bad} of them bad)" if 0 < taker.bad < rows else ""
+        raise QuantkitError(f"no calibration tokens: none of {rows} conversations{bad} {limit} or give other data")
+    if options.samples is not None and options.token_budget is None and taker.samples < options.samples:
+        log.warning("%d samples asked for, %d taken of %d conversations", options.samples, taker.samples, rows)
 
 
 def _key(sources: list[Source], folder: Path, options: PrepareOptions, how: MixOptions) -> str:
@@ -357,15 +274,15 @@ def _key(sources: list[Source], folder: Path, options: PrepareOptions, how: MixO
         "version": cache_room.VERSION,
         "sources": [(source.name, source.weight, source.key()) for source in sources],
         "options": asdict(options),
-        "skip_bad": how.skip_bad,
-        "max_pixels": how.access.max_pixels,
+        "access": asdict(how.access),
+        "video": video.version(),
         "files": cache_room.file_hashes(folder),
         "libraries": [library.__version__ for library in (numpy, PIL, tokenizers, torch, torchvision, transformers)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _mix(entry: cache_room.Entry, conversations: list[Conversation] | None) -> Mix:
+def _mix(entry: cache_room.Entry, skipped: Sequence[str] = (), conversations: Conversations | None = None) -> Mix:
     counts = [Count(**count) for count in entry.counts]
-    same = ("samples", "fingerprint", "items", "pictures", "skipped", "too_long")
-    return Mix(counts=counts, conversations=conversations, **{name: getattr(entry, name) for name in same})
+    same = {name: getattr(entry, name) for name in ("samples", "fingerprint", "items", "pictures", "too_long")}
+    return Mix(counts=counts, skipped=list(skipped), conversations=conversations, **same)

@@ -64,6 +64,21 @@ def backend() -> str | None:
     return "pyav"
 
 
+@functools.cache
+def version() -> str:
+    """The decoder and the FFmpeg beneath it, with their versions: what else decides a clip's pixels."""
+    chosen = backend()
+    if chosen == "torchcodec":
+        import torchcodec
+
+        return f"torchcodec {torchcodec.__version__}, FFmpeg {getattr(torchcodec, 'ffmpeg_major_version', None)}"
+    if chosen == "pyav":
+        import av
+
+        return f"pyav {av.__version__}, {sorted(av.library_versions.items())}"
+    return "none"
+
+
 def _torchcodec_fault() -> str | None:
     """Why torchcodec cannot be used, None where it can: it is tried, for its libraries are looked for at first use."""
     try:

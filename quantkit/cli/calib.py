@@ -180,9 +180,9 @@ def _build(options: CalibrationOptions, report: Any) -> Mix:
 
 def _shared(mix: Mix, options: CalibrationOptions) -> list[str]:
     from quantkit.calibration.identity import shared
-    from quantkit.calibration.sources import load_conversations
+    from quantkit.calibration.mix import evaluation_set
 
-    return shared(load_conversations(options.eval_data), mix.items, mix.pictures)
+    return shared(evaluation_set(options.eval_data), mix.items, mix.pictures, _access(options))
 
 
 def _counted(entries: Iterator[Any], tell: Callable[[int], None]) -> Iterator[Any]:
@@ -307,13 +307,12 @@ def _same(options: CalibrationOptions) -> list[str]:
 
 def _check(parsed: list[Source], options: CalibrationOptions, process: bool) -> Tally:
     from quantkit.calibration.check import Known, check
-    from quantkit.calibration.mix import MixOptions, prepare_options
+    from quantkit.calibration.mix import MixOptions, evaluation_set, prepare_options
     from quantkit.calibration.prepare import Preparer, load_processor
-    from quantkit.calibration.sources import load_conversations
 
     access = _access(options)
     preparer = Preparer(load_processor(_folder(options)), prepare_options(options), access) if process else None
-    known = Known(load_conversations(options.eval_data), access)
+    known = Known(evaluation_set(options.eval_data), access)
     with _counter() as tell:
         return check(parsed, preparer, _print_bad, known, access, MixOptions().workers, tell)
 

@@ -25,11 +25,13 @@ SMALLEST_SCALE = float(torch.finfo(SCALE_DTYPE).tiny)  # smallest normal float16
 
 @dataclass(frozen=True)
 class GridSpec:
-    """bits a code (2 to 8), input channels a group (-1: the whole row), symmetric or with a zero point."""
+    """bits a code (2 to 8), input channels a group (-1: the whole row), symmetric or with a zero point; least_zero: the
+    smallest zero point that the file can hold (GPTQ's layout: 1)."""
 
     bits: int = 4
     group_size: int = 128
     symmetric: bool = False
+    least_zero: int = 0
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
@@ -47,6 +49,14 @@ class GridSpec:
         if in_features % size:
             raise QuantkitError(f"--group-size {size} does not divide {in_features} input channels")
         return size
+
+    def check_row(self, name: str, in_features: int) -> None:
+        """Raise unless groups divide the rows of the linear ``name``."""
+        if self.group_size != -1 and in_features % self.group_size:
+            raise QuantkitError(
+                f"--group-size {self.group_size} does not divide the {in_features} input channels of {name}; "
+                f"choose one that does (-1: the whole row) or keep it with --keep {name}"
+            )
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def grid_of(span: Range, spec: GridSpec) -> tuple[Tensor, Tensor]:
         raise QuantkitError("a weight's range overflows the float16 scale of the format; keep that layer with --keep")
     if spec.symmetric:
         return stored, torch.full(stored.shape, 2 ** (spec.bits - 1), dtype=torch.uint8, device=stored.device)
-    zeros = (-span.low / stored.float()).round_().clamp_(0, spec.max_code)
+    zeros = (-span.low / stored.float()).round_().clamp_(spec.least_zero, spec.max_code)
     return stored, zeros.to(torch.uint8)
 
 

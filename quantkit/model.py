@@ -47,12 +47,14 @@ FUSED_SETS = (
 
 # Modules outside the map, in the spelling that Transformers (regular expression up to a module boundary, or suffix) and
 # vLLM (prefix of its own names, then substring) both understand. The trailing dots are what vLLM's mapping needs.
-# `vpm.` and `resampler.` are SGLang's own names, which it looks up as substrings without mapping the list.
+# `vpm.` and `resampler.` are SGLang's own names, which it looks up as substrings without mapping the list;
+# `vit_merger.` is vLLM's, for layouts whose patterns it does not map.
 UNQUANTIZED_MODULES = (
     "model.vision_tower.vit_merger.",
     "model.vision_tower.",
     "model.merger.",
     "vpm.",
+    "vit_merger.",
     "resampler.",
     "in_proj_a",
     "in_proj_b",

@@ -6,7 +6,8 @@ The plan is what ``--dry-run`` prints and what the run follows, so the two canno
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from quantkit.errors import QuantkitError
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint
 
 _SAFETENSORS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8}
+PLAIN = 16  # "bits" of a linear that stays as it is
 _PROCESS_BYTES = 900_000_000  # interpreter, torch and transformers once imported, as measured
 
 
 @dataclass(frozen=True)
 class Plan:
-    """quantized: full names of the linears to quantize with (out, in). kept: those that --keep leaves alone.
+    """spec: the grid of most linears. quantized: full names of the linears to quantize with (out, in). grids: the grid
+    of each. kept: those that stay as they are, by --keep or --budget.
 
     specs: every tensor of the output, {name: (safetensors dtype, shape)}, in the order they will lie in the file.
     """
@@ -44,6 +47,7 @@ class Plan:
     format: str
     dtype: str
     quantized: dict[str, tuple[int, int]]
+    grids: dict[str, GridSpec]
     kept: set[str]
     kept_along: dict[str, str]
     specs: dict[str, tuple[str, list[int]]]
@@ -63,48 +67,66 @@ class Plan:
         """torch's name of the dtype that an unquantized tensor is stored in."""
         return next(word for word, spelled in _SAFETENSORS.items() if spelled == self.specs[name][0])
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits a weight of the language model's linears, scales and zero points included."""
+        linears = self.map.linears()
+        names = tuple(f"{name}." for name in linears)
+        stored = sum(_size(*spec) for name, spec in self.specs.items() if name.startswith(names))
+        return 8 * stored / sum(out * inputs for out, inputs in linears.values())
+
     def skipped_modules(self) -> list[str]:
         """Names for a runtime's skip list: what the model map leaves alone, and what --keep does."""
         return [*UNQUANTIZED_MODULES, *sorted(self.kept), *sorted(sglang_names(self.kept))]
 
 
-def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, format_name: str = "awq") -> Plan:
+def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, bits: Mapping[str, int] | None = None) -> Plan:
     """Check the options against the checkpoint and lay out the output.
 
-    Raises QuantkitError for another architecture, an already quantized model, a tensor that is missing or misshaped, a
-    grid that the format or a layer cannot hold, or a --keep pattern that matches nothing.
+    bits: of each linear, where they differ (16: it stays as it is). Raises QuantkitError for another architecture, an
+    already quantized model, a tensor that is missing or misshaped, a grid that the format or a layer cannot hold, or a
+    --keep pattern that matches nothing.
     """
-    layout = FORMATS[format_name]
+    layout = FORMATS[options.layout]
     model_map = build_map(checkpoint.config, checkpoint.name)
     if checkpoint.is_quantized:
         raise QuantkitError(
             f"{checkpoint.name}: already quantized ({checkpoint.quantization_method}); start from the BF16 checkpoint"
         )
-    spec = GridSpec(options.bits, options.group_size, options.symmetric)
+    spec = GridSpec(options.bits, options.group_size, options.fixed_zero, layout.LEAST_ZERO)
     layout.check_spec(spec)
     kept, along = select_kept(model_map, options.keep)
+    chosen = bits or {}
+    kept |= {name for name, width in chosen.items() if width == PLAIN}
     quantized = {name: shape for name, shape in model_map.linears().items() if name not in kept}
     if not quantized:
-        raise QuantkitError("--keep leaves no linear to quantize; drop a pattern")
+        raise QuantkitError("no linear is left to quantize: drop a pattern of --keep, or lower the --budget")
+    grids = {name: replace(spec, bits=chosen.get(name, spec.bits)) for name in quantized}
+    _check_shapes(checkpoint, model_map)
+    for name, shape in quantized.items():
+        layout.check_linear(name, *shape, grids[name])
+    dtype = _stored_dtype(checkpoint, options)
+    specs: dict[str, tuple[str, list[int]]] = {}
+    for name in checkpoint.tensor_names:
+        linear = name.removesuffix(".weight")
+        if linear in quantized:
+            specs |= layout.tensor_specs(linear, *quantized[linear], grids[linear], dtype)
+        elif name != HEAD or not model_map.tied:
+            stored = checkpoint.dtype(name) if options.dtype == "auto" else _SAFETENSORS[dtype]
+            specs[name] = (stored, list(checkpoint.shape(name)))
+    memory = _memory(checkpoint, model_map, dtype, options)
+    return Plan(
+        model_map, spec, options.layout, dtype, quantized, grids, kept, along, specs, checkpoint.total_bytes, memory
+    )
+
+
+def _check_shapes(checkpoint: Checkpoint, model_map: ModelMap) -> None:
     for name, shape in model_map.linears().items():
         found = checkpoint.shape(name + ".weight")
         if tuple(found) != shape:
             raise QuantkitError(
                 f"{checkpoint.name}: {name}.weight has shape {list(found)}, config.json implies {list(shape)}"
             )
-    for name, shape in quantized.items():
-        layout.check_linear(name, *shape, spec)
-    dtype = _stored_dtype(checkpoint, options)
-    specs: dict[str, tuple[str, list[int]]] = {}
-    for name in checkpoint.tensor_names:
-        linear = name.removesuffix(".weight")
-        if linear in quantized:
-            specs |= layout.tensor_specs(linear, *quantized[linear], spec)
-        elif name != HEAD or not model_map.tied:
-            stored = checkpoint.dtype(name) if options.dtype == "auto" else _SAFETENSORS[dtype]
-            specs[name] = (stored, list(checkpoint.shape(name)))
-    memory = _memory(checkpoint, model_map, dtype, options)
-    return Plan(model_map, spec, format_name, dtype, quantized, kept, along, specs, checkpoint.total_bytes, memory)
 
 
 def _stored_dtype(checkpoint: Checkpoint, options: QuantizeOptions) -> str:

@@ -25,10 +25,11 @@ from quantkit.calibration import Mix, Sample, build_from
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.fold import fold
-from quantkit.formats import FORMATS
+from quantkit.formats import FORMATS, Contents
 from quantkit.grid import QuantizedWeight
-from quantkit.methods import METHODS
+from quantkit.methods import METHODS, Factor, Rounding
 from quantkit.methods.loss import relative_error
+from quantkit.model import LAYERS_PREFIX
 from quantkit.output import ShardWriter, atomic_output, check_target
 from quantkit.plan import Plan, make_plan
 from quantkit.recipe import QuantizeOptions
@@ -103,7 +104,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
             _copy_rest(checkpoint, plan, writer)
             writer.finish()
         checkpoint.copy_side_files(folder)
-        _write_config(checkpoint, plan, folder)
+        _write_config(checkpoint, plan, options, folder)
         _write_provenance(checkpoint, plan, options, mix, outcome, folder)
         clock.lap("write")
     return outcome
@@ -197,17 +198,22 @@ def _quantize_block(
     outcome: Outcome,
 ) -> None:
     method, layout = METHODS[options.method], FORMATS[plan.format]
-    solver = options.solver if method.needs_data else "rtn"
+    rounding = Rounding(options.solver if method.needs_data else "rtn", options.act_order, options.damping)
     tensors = _load_block(checkpoint, block, options.device)
     originals = dict(tensors)
     scaled_by: dict[str, str] = {}
     columns: dict[str, Tensor] = {}
+    factors: dict[str, Factor | None] = {}
     for group in block.groups:
         chosen = _quantized_linears(block, group, plan)
-        if method.find_scale is None or statistics is None or not chosen or _feeder_is_kept(block, group, plan):
+        if statistics is None or not chosen:
+            continue
+        gram = statistics.inputs[group.name].gram
+        factors[group.name] = factor = rounding.factor(gram)
+        if not (method.scales and options.scales) or _feeder_is_kept(block, group, plan):
             continue
         weights = [originals[name + ".weight"] for name in chosen]
-        search = method.find_scale(weights, statistics.inputs[group.name].gram, group.feeder, plan.spec)
+        search = method.find_scale(weights, gram, group.feeder, plan.grids[block.prefix + chosen[0]], factor)
         scaled_by[group.name] = search.origin
         if search.scale is not None:
             norm = getattr(torch, plan.dtype)
@@ -215,15 +221,17 @@ def _quantize_block(
                 norm = getattr(torch, plan.stored_dtype(f"{block.prefix}{group.feeder.module}.weight"))
             columns[group.name] = fold(tensors, group, search.scale, norm)
     for group in block.groups:
-        gram, tokens = _folded_gram(group, statistics, columns.get(group.name), options.device)
+        scale = columns.get(group.name)
+        gram, tokens = _folded_gram(group, statistics, scale, options.device)
+        # of scaled inputs the order of importance is another one
+        factor = factors.get(group.name) if scale is None else rounding.factor(gram)
         for name in _quantized_linears(block, group, plan):
             weight = tensors.pop(name + ".weight")
-            quantized = method.quantize(weight, gram, plan.spec, solver)
+            grid = plan.grids[block.prefix + name]
+            quantized = method.quantize(weight, gram, grid, rounding, factor)
             error = relative_error(quantized.dequantize(), weight, gram) if statistics else float("nan")
-            outcome.rows.append(
-                LayerRow(block.prefix + name, plan.spec.bits, error, scaled_by.get(group.name, ""), tokens)
-            )
-            _add_packed(writer, layout.pack(block.prefix + name, _to_cpu(quantized)))
+            outcome.rows.append(LayerRow(block.prefix + name, grid.bits, error, scaled_by.get(group.name, ""), tokens))
+            _add_packed(writer, layout.pack(block.prefix + name, _to_cpu(quantized), plan.dtype))
     for name, tensor in tensors.items():
         writer.add(block.prefix + name, _stored(block.prefix + name, tensor, plan).cpu())
 
@@ -289,12 +297,17 @@ def _writer_specs(plan: Plan) -> dict[str, tuple[torch.dtype | str, tuple[int, .
     return {name: (dtype, tuple(shape)) for name, (dtype, shape) in plan.specs.items()}
 
 
-def _write_config(checkpoint: Checkpoint, plan: Plan, folder: Path) -> None:
+def _write_config(checkpoint: Checkpoint, plan: Plan, options: QuantizeOptions, folder: Path) -> None:
     config: dict[str, Any] = dict(checkpoint.config)
     config.pop("torch_dtype", None)
     config["dtype"] = plan.dtype
-    config["quantization_config"] = FORMATS[plan.format].quantization_config(plan.spec, plan.skipped_modules())
+    contents = Contents(
+        plan.spec, plan.grids, plan.skipped_modules(), LAYERS_PREFIX, quantkit.__version__, options.damping
+    )
+    config["quantization_config"] = FORMATS[plan.format].quantization_config(contents)
     _write_json(folder / "config.json", config)
+    for name, content in FORMATS[plan.format].other_files(contents).items():
+        _write_json(folder / name, content)
 
 
 def _write_provenance(

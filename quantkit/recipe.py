@@ -14,7 +14,8 @@ from quantkit.errors import QuantkitError
 
 DownsampleMode = Literal["16x", "4x", "both"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Solver = Literal["rtn", "gptq"]
+Solver = Literal["rtn", "gptq", "refine"]
+MethodFormat = Literal["awq", "gptq", "compressed-tensors"]
 
 PANELS = MODEL, GRID, DATA, PICTURES, RUN = "Model", "Grid", "Calibration", "Pictures and clips", "Run"
 SAMPLES = 128  # conversations, where neither a count nor a token budget is asked for
@@ -51,7 +52,7 @@ class Options:
     def __post_init__(self) -> None:
         for one in fields(self):
             value, notes = getattr(self, one.name), one.metadata
-            if notes.get("choices") and value not in notes["choices"]:
+            if notes.get("choices") and value is not None and value not in notes["choices"]:
                 raise QuantkitError(f"{flag_of(one.name)} {value!r}: use {' or '.join(notes['choices'])}")
             if notes.get("least") is not None and value is not None and value < notes["least"]:
                 raise QuantkitError(f"{flag_of(one.name)} {value}: must be at least {notes['least']}")
@@ -89,7 +90,9 @@ class CalibrationOptions(ModelOptions):
     seed: int = option(0, "Decides which conversations are taken.", DATA)
     skip_bad: bool = option(False, "Leave bad rows out and count them, instead of stopping at the first.", DATA)
     eval_data: str = option(
-        "heldout", "The data that the variant will be measured on: nothing of it may be used.", DATA
+        "heldout",
+        "The data that the variant will be measured on, as in --calib (no benchmark's name); nothing of it is used.",
+        DATA,
     )
     allow_overlap: bool = option(False, "Calibrate although some of it is in --eval-data.", DATA)
     private_urls: bool = option(False, "Fetch pictures from addresses of a private network, too.", DATA, place=True)
@@ -135,15 +138,34 @@ class QuantizeOptions(CalibrationOptions):
     method: str = "awq"
     out: Path | None = option(None, "Folder to write. (default: ./MODEL-METHOD)", RUN, short="-o", place=True)
 
-    bits: int = option(4, "Bits a weight (this layout holds 4).", GRID)
+    bits: int = option(4, "Bits a weight: 4 in AWQ's layout; 2, 3, 4 or 8 in the others.", GRID)
     group_size: int = option(128, "Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", GRID)
-    symmetric: bool = option(False, "Fixed or free zero point.", GRID, flag="--symmetric/--zero-point")
-    solver: Solver = option(
-        "gptq",
-        "Rounding: gptq feeds each column's error into the next ones; rtn takes the nearest code.",
+    symmetric: bool | None = option(
+        None,
+        "Fixed or free zero point. (default: free; fixed in GPTQ files of 4 and 8 bits, as vLLM reads no others)",
         GRID,
-        choices=("rtn", "gptq"),
+        flag="--symmetric/--zero-point",
     )
+    method_format: MethodFormat | None = option(
+        None,
+        "Layout of the file: awq (4 bits), gptq or compressed-tensors. (default: gptq's own for gptq, else awq)",
+        GRID,
+        choices=("awq", "gptq", "compressed-tensors"),
+    )
+    solver: Solver = option(
+        "refine",
+        "Rounding: rtn takes the nearest code; gptq feeds each column's error into the next ones; refine chooses the "
+        "scales on the way and descends further from there.",
+        GRID,
+        choices=("rtn", "gptq", "refine"),
+    )
+    scales: bool = option(
+        True, "Fold activation-aware scales (AWQ) into what feeds each input.", GRID, flag="--scales/--no-scales"
+    )
+    act_order: bool = option(
+        True, "Round important columns first; groups stay where they are.", GRID, flag="--act-order/--no-act-order"
+    )
+    damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID)
     keep: tuple[str, ...] = option(
         (), "Leave these layers unquantized: a part of their name, * allowed. May be repeated.", GRID
     )
@@ -163,6 +185,23 @@ class QuantizeOptions(CalibrationOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         parse_size(self.max_shard_size, "--max-shard-size")
+        if not 0 < self.damping < 1:
+            raise QuantkitError(f"--damping {self.damping}: must lie between 0 and 1")
+
+    @property
+    def layout(self) -> str:
+        """The file layout: the one asked for, or the method's own."""
+        return self.method_format or ("gptq" if self.method == "gptq" else "awq")
+
+    @property
+    def fixed_zero(self) -> bool:
+        """Whether the zero point is fixed: as asked for, or as the layout's readers need it."""
+        if self.symmetric is not None:
+            return self.symmetric
+        return self.layout == "gptq" and self.bits in (4, 8)
+
+    def provenance(self) -> dict[str, object]:
+        return super().provenance() | {"method_format": self.layout, "symmetric": self.fixed_zero}
 
     @property
     def max_shard_bytes(self) -> int:

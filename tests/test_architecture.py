@@ -80,5 +80,5 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in result.stdout
-    for command in ("awq", "rtn", "verify", "compare", "calib"):
+    for command in ("awq", "gptq", "rtn", "verify", "compare", "calib"):
         assert command in result.stdout

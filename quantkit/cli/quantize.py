@@ -24,7 +24,7 @@ DryRun = Annotated[
 CALIBRATION = {one.name for one in fields(CalibrationOptions)} - {one.name for one in fields(ModelOptions)}
 
 
-@with_options(QuantizeOptions)
+@with_options(QuantizeOptions, leave_out=["scales"])
 def awq(given: dict[str, Any], dry_run: DryRun = False) -> None:
     """Quantize to 4 bits with activation-aware scales (AWQ), calibrated on images, video and text.
 
@@ -34,7 +34,19 @@ def awq(given: dict[str, Any], dry_run: DryRun = False) -> None:
     _run(_options("awq", given), dry_run)
 
 
-@with_options(QuantizeOptions, leave_out=[*CALIBRATION, "solver", "stats", "save_stats"])
+@with_options(QuantizeOptions)
+def gptq(given: dict[str, Any], dry_run: DryRun = False) -> None:
+    """Quantize to 2, 3, 4 or 8 bits, each column's error fed into the next ones (GPTQ), calibrated alike.
+
+    Writes GPTQ's layout: Transformers loads all of it, vLLM the symmetric grids of 4 and 8 bits. The vision tower, the
+    mergers and the embedding stay as they are.
+    """
+    _run(_options("gptq", given), dry_run)
+
+
+@with_options(
+    QuantizeOptions, leave_out=[*CALIBRATION, "solver", "scales", "act_order", "damping", "stats", "save_stats"]
+)
 def rtn(given: dict[str, Any], dry_run: DryRun = False) -> None:
     """Round to nearest without any data: the baseline that every other method is measured against."""
     _run(_options("rtn", given | {"solver": "rtn"}), dry_run)
@@ -68,7 +80,7 @@ def _print_plan(plan: Plan, name: str, options: QuantizeOptions) -> None:
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     rows: dict[tuple[str, tuple[int, int], str], int] = {}
     for full, shape in plan.map.linears().items():
-        key = (full.split(".", 4)[4], shape, str(plan.spec.bits) if full in plan.quantized else plan.dtype)
+        key = (full.split(".", 4)[4], shape, str(plan.grids[full].bits) if full in plan.quantized else plan.dtype)
         rows[key] = rows.get(key, 0) + 1
     for (linear, shape, bits), count in rows.items():
         table.add_row(linear, str(count), f"{shape[0]} x {shape[1]}", bits)
@@ -102,7 +114,7 @@ def _print_outcome(outcome: Outcome) -> None:
         mean = sum(row.error for row in rows) / len(rows)
         scaled = sum(row.scaled_by not in ("", "none") for row in rows)
         table.add_row(
-            kind, str(len(rows)), str(plan.spec.bits), f"{mean:.2%}" if known else "-",
+            kind, str(len(rows)), "/".join(sorted({str(row.bits) for row in rows})), f"{mean:.2%}" if known else "-",
             f"{worst.error:.2%}" if known else "-", worst.name.split(".")[3] if known else "-", f"{scaled}/{len(rows)}",
         )  # fmt: skip
     console.print(table)

@@ -1,13 +1,17 @@
 """The file layouts, one a file. An entry of ``FORMATS`` is all a new one needs.
 
-A format module has ``check_spec``, ``check_linear``, ``tensor_specs``, ``pack``, ``unpack``, ``quantization_config``,
-``quantized_names`` and ``spec_of``, as in ``formats/awq.py``. It packs integers and never rounds.
+A layout packs integers and never rounds. Its module has ``LEAST_ZERO`` (the smallest zero point it can hold),
+``check_spec``, ``check_linear``, ``tensor_specs``, ``pack``, ``read``, ``dequantize``, ``quantization_config``,
+``other_files`` and ``bits_choices``, as in ``formats/gptq.py``.
 """
 
 from __future__ import annotations
 
 from types import ModuleType
 
-from quantkit.formats import awq
+from quantkit.formats import awq, compressed_tensors, gptq
+from quantkit.formats.contents import Contents
 
-FORMATS: dict[str, ModuleType] = {awq.NAME: awq}
+FORMATS: dict[str, ModuleType] = {module.NAME: module for module in (awq, gptq, compressed_tensors)}
+
+__all__ = ["FORMATS", "Contents"]

@@ -13,13 +13,14 @@ reader takes; the config says ``zero_point: true`` in both cases, as the readers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from quantkit.errors import QuantkitError
+from quantkit.formats.contents import Contents
 from quantkit.grid import GridSpec, QuantizedWeight
 
 NAME = "awq"
@@ -27,27 +28,29 @@ BITS = 4
 PACK = 32 // BITS
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 SUFFIXES = ("qweight", "qzeros", "scales")
+LEAST_ZERO = 0
 
 
 def check_spec(spec: GridSpec) -> None:
     """Raise unless this layout can hold ``spec``."""
     if spec.bits != BITS:
-        raise QuantkitError(f"--bits {spec.bits}: AutoAWQ's gemm layout holds 4 bits only; leave --bits at 4")
+        raise QuantkitError(
+            f"--bits {spec.bits}: AutoAWQ's gemm layout holds 4 bits only; leave --bits at 4, or choose --method-format"
+        )
 
 
 def check_linear(name: str, out_features: int, in_features: int, spec: GridSpec) -> None:
     """Raise unless the linear ``name`` fits: outputs in words of eight, groups that divide the row."""
     if out_features % PACK:
         raise QuantkitError(f"{name}: {out_features} outputs are no multiple of {PACK}; keep it with --keep {name}")
-    if spec.group_size != -1 and in_features % spec.group_size:
-        raise QuantkitError(
-            f"--group-size {spec.group_size} does not divide the {in_features} input channels of {name}; "
-            f"choose one that does (-1: the whole row) or keep it with --keep {name}"
-        )
+    spec.check_row(name, in_features)
 
 
-def tensor_specs(name: str, out_features: int, in_features: int, spec: GridSpec) -> dict[str, tuple[str, list[int]]]:
-    """Names, safetensors dtypes and shapes that ``pack`` yields for the linear ``name``."""
+def tensor_specs(
+    name: str, out_features: int, in_features: int, spec: GridSpec, dtype: str = "bfloat16"
+) -> dict[str, tuple[str, list[int]]]:
+    """Names, safetensors dtypes and shapes that ``pack`` yields for the linear ``name``; ``dtype`` changes nothing."""
+    del dtype
     groups = in_features // spec.group_of(in_features)
     return {
         f"{name}.qweight": ("I32", [in_features, out_features // PACK]),
@@ -56,8 +59,9 @@ def tensor_specs(name: str, out_features: int, in_features: int, spec: GridSpec)
     }
 
 
-def pack(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
+def pack(name: str, weight: QuantizedWeight, dtype: str = "bfloat16") -> dict[str, Tensor]:
     """The three tensors of the linear ``name``; integers are packed, nothing is rounded."""
+    del dtype
     return {
         f"{name}.qweight": pack_words(weight.codes.T),
         f"{name}.qzeros": pack_words(weight.zeros.T),
@@ -84,6 +88,18 @@ def unpack(qweight: Tensor, qzeros: Tensor, scales: Tensor, bits: int, group_siz
     return QuantizedWeight(codes, scales.T.contiguous(), zeros, spec)
 
 
+def read(load: Callable[[str], Tensor], name: str, spec: GridSpec, config: Mapping[str, Any]) -> QuantizedWeight:
+    """The integers and scales of the linear ``name``; ``load`` gives a tensor by its full name."""
+    del config
+    qweight, qzeros, scales = (load(f"{name}.{suffix}") for suffix in SUFFIXES)
+    return unpack(qweight, qzeros, scales, spec.bits, spec.group_size)
+
+
+def dequantize(load: Callable[[str], Tensor], name: str, spec: GridSpec, config: Mapping[str, Any]) -> Tensor:
+    """The weight of the linear ``name``, float32 [out, in]."""
+    return read(load, name, spec, config).dequantize()
+
+
 def pack_words(values: Tensor) -> Tensor:
     """uint8 [rows, out] with values below 16 -> int32 [rows, out / 8]."""
     nibbles = values.reshape(values.shape[0], -1, PACK).to(torch.int32)
@@ -101,16 +117,28 @@ def unpack_words(words: Tensor) -> Tensor:
     return nibbles.view(words.shape[0], -1)
 
 
-def quantization_config(spec: GridSpec, skip: Sequence[str]) -> dict[str, Any]:
-    """The ``quantization_config`` of config.json; skip: module names and prefixes that stay as they are."""
+def quantization_config(contents: Contents) -> dict[str, Any]:
+    """The ``quantization_config`` of config.json."""
     return {
         "quant_method": NAME,
         "version": "gemm",
-        "bits": spec.bits,
-        "group_size": spec.group_size,
+        "bits": contents.spec.bits,
+        "group_size": contents.spec.group_size,
         "zero_point": True,
-        "modules_to_not_convert": list(skip),
+        "modules_to_not_convert": list(contents.skipped),
     }
+
+
+def other_files(contents: Contents) -> dict[str, dict[str, Any]]:
+    """None beside config.json."""
+    del contents
+    return {}
+
+
+def bits_choices(symmetric: bool) -> tuple[int, ...]:
+    """Bits that one file may mix: none but 4."""
+    del symmetric
+    return (BITS,)
 
 
 def quantized_names(tensor_names: Iterable[str]) -> list[str]:

@@ -124,7 +124,7 @@ def _packed(checkpoint: Checkpoint, module: str, mark: str, parts: tuple[str, ..
         # the true shape is a tensor of its own; words of 32 bits hold a row's neighbouring inputs
         out, words = packed
         inputs = _true_inputs(checkpoint, module, parts) or words * 8
-        bits = 32 // (inputs // words) if words and inputs >= words else None
+        bits = 32 * words // inputs if inputs and 32 * words % inputs == 0 else None
         return Linear(module, "compressed-tensors", parts, out, inputs, bits, _group(inputs, scale[1]))
     if "weight" in shapes and len(shapes["weight"]) == 2:
         out, inputs = shapes["weight"]
@@ -141,8 +141,9 @@ def _qweight(module: str, parts: tuple[str, ...], shapes: dict[str, tuple[int, .
     groups, out = scales
     if qweight[1] == out:
         qzeros = shapes.get("qzeros", ())
-        pack = out // qzeros[1] if len(qzeros) == 2 and qzeros[1] else 8
-        return Linear(module, "gptq", parts, out, qweight[0] * pack, 32 // pack, _group(qweight[0] * pack, groups))
+        bits = 32 * qzeros[1] // out if len(qzeros) == 2 and qzeros[1] else 4
+        inputs = qweight[0] * 32 // bits if bits else 0
+        return Linear(module, "gptq", parts, out, inputs, bits, _group(inputs, groups))
     if out % qweight[1] == 0:
         pack = out // qweight[1]
         bits = 32 // pack if pack and 32 % pack == 0 else None

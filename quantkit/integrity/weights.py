@@ -18,12 +18,12 @@ from torch import Tensor
 
 from quantkit.errors import QuantkitError
 from quantkit.fold import expand
-from quantkit.formats import awq
 from quantkit.grid import QuantizedWeight
 from quantkit.integrity.diagnose import Case, name_fault
 from quantkit.integrity.findings import Finding, error, some, warning
 from quantkit.integrity.fit import Fit, carries_scale, measure
 from quantkit.integrity.subject import Subject
+from quantkit.integrity.unpack import read_linear, readable
 from quantkit.model import Block, Feeder, Group
 
 NAME = "weights"
@@ -43,7 +43,7 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
     if subject.reference.is_quantized:
         yield warning(NAME, subject.reference.name, "not checked: the reference is quantized itself")
         return
-    unread = [name for name, linear in subject.packed.items() if linear.layout != "awq" or linear.bits != awq.BITS]
+    unread = [name for name, linear in subject.packed.items() if not readable(linear)]
     if unread:
         layout = subject.packed[unread[0]].layout
         yield warning(NAME, some(unread), f"not checked: quantkit does not unpack this layout ({layout})")
@@ -114,11 +114,10 @@ class _Audit:
         if linear.layout == "plain":
             plain = candidate.load(f"{full}.weight")
             return _Stored(None, plain, candidate.dtype(f"{full}.weight")) if plain.isfinite().all() else None
-        if linear.layout != "awq" or linear.bits != awq.BITS or linear.group_size is None:
+        if not readable(linear):
             return None
         try:
-            qweight, qzeros, scales = (candidate.load(f"{full}.{suffix}") for suffix in awq.SUFFIXES)
-            weight = awq.unpack(qweight, qzeros, scales, awq.BITS, linear.group_size)
+            weight = read_linear(candidate, linear)
         except QuantkitError:
             return None
         return _Stored(weight, None, "I32") if weight.scales.isfinite().all() else None

@@ -3,22 +3,29 @@
 1. *Scales.* Input channels that carry large activations are multiplied by ``s`` before rounding and divided in the
    feeder. Candidates are AWQ's own family, ``s = x^a / w^(1 - a)`` and ``s = x^a`` (x: root mean square of the
    channel, w: its relative weight magnitude); the best is then refined by gradient descent on the *expected* loss of
-   rounding, ``sum_rg (step_rg)^2 / 12 * sum_j H_jj / s_j^2``, smooth in ``log s``. Every candidate is judged by the
-   exact loss ``tr((W' - W) H (W' - W)^T)`` of all linears that share the input; the best is kept only if it is below
-   the loss of ``s = 1``.
-2. *Clip.* Each group of each row may cover less than its whole range. A sweep over the groups picks the shrink that
-   lowers the exact loss most, given what the other groups of that row have become: block coordinate descent, so the
-   loss never rises.
-3. *Rounding* on the chosen grid (``methods/solver.py``).
+   rounding, ``sum_rg (step_rg)^2 / 12 * sum_j c_j / s_j^2``, smooth in ``log s``. What rounds afterwards decides what a
+   squared error in column ``j`` costs, and by what a candidate is judged (`Judge`):
 
-Departures from the paper: the loss is exact for all tokens instead of a few batches; the refinement of the scales; the
-clip sees the correlations between groups; and every feeder of the architecture takes part (``quantkit.model``).
+   * nearest codes: ``c_j = H_jj``; judged by the exact loss ``tr((W' - W) H (W' - W)^T)`` of all linears that share the
+     input;
+   * GPTQ and what follows it: ``c_j = 1 / U_jj^2``, the conditional variance (``methods/solver.py``), since later
+     columns answer for the rest; judged by ``sum_j c_j e_j^2`` of the nearest codes.
+
+   The best is kept only if it is below the loss of ``s = 1``.
+2. *Clip*, for nearest codes. Each group of each row may cover less than its whole range. A sweep over the groups picks
+   the shrink that lowers the exact loss most, given what the other groups of that row have become: block coordinate
+   descent, so the loss never rises. (For GPTQ see ``methods/refine.py``.)
+
+Departures from the paper: the loss is for all tokens instead of a few batches; the refinement of the scales; what the
+solver will do counts; the clip sees the correlations between groups; and every feeder of the architecture takes part
+(``quantkit.model``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +33,7 @@ from torch import Tensor
 from quantkit.fold import expand, pool
 from quantkit.grid import GridSpec, Range, fake_quantize, full_range
 from quantkit.methods.loss import loss, product_dtype
+from quantkit.methods.solver import Factor
 from quantkit.model import Feeder
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -49,25 +57,70 @@ class ScaleSearch:
     origin: str
 
 
-def find_scale(weights: Sequence[Tensor], gram: Tensor, feeder: Feeder, spec: GridSpec) -> ScaleSearch:
+class Judge(Protocol):
+    """What the search asks of the solver that will round. costs: float32 [in], of a squared error in each column."""
+
+    costs: Tensor
+
+    def loss(self, weights: Sequence[Tensor], columns: Tensor | None, spec: GridSpec, *, quick: bool) -> float:
+        """The loss of ``weights`` with their columns scaled by ``columns`` [in]; quick: good enough to rank by."""
+        ...
+
+
+class NearestJudge:
+    """For nearest codes: the exact loss on the Gram matrix, float32 [in, in]."""
+
+    def __init__(self, gram: Tensor) -> None:
+        self.costs = gram.diagonal().clamp(min=0)
+        self._gram, self._quick = gram, gram.to(product_dtype(gram))
+
+    def loss(self, weights: Sequence[Tensor], columns: Tensor | None, spec: GridSpec, *, quick: bool) -> float:
+        """Exact; for ranking in the dtype that `product_dtype` names."""
+        gram, total = self._quick if quick else self._gram, 0.0
+        for error in _errors(weights, columns, spec):
+            total += loss(error.to(gram.dtype), gram)
+        return total
+
+
+class FeedbackJudge:
+    """For a solver that feeds errors forward: the conditional variances of ``factor``."""
+
+    def __init__(self, factor: Factor) -> None:
+        self.costs = factor.costs
+
+    def loss(self, weights: Sequence[Tensor], columns: Tensor | None, spec: GridSpec, *, quick: bool) -> float:
+        """What the nearest codes lose once later columns have answered."""
+        del quick
+        return sum(float((error.square_() @ self.costs).double().sum()) for error in _errors(weights, columns, spec))
+
+
+def find_scale(
+    weights: Sequence[Tensor], gram: Tensor, feeder: Feeder, spec: GridSpec, judge: Judge | None = None
+) -> ScaleSearch:
     """Search the scale of one group.
 
-    weights: float32 [out, in] each, the linears that share the input; gram float32 [in, in]. The result's scale has
-    one value a channel of ``feeder``.
+    weights: float32 [out, in] each, the linears that share the input; gram float32 [in, in]; judge: of the solver that
+    will round (nearest codes, where none is given). The result's scale has one value a channel of ``feeder``.
     """
+    judge = judge or NearestJudge(gram)
     sampled = [_some_rows(weight) for weight in weights]
-    quick_gram = gram.to(product_dtype(gram))
-    best, best_loss, origin = None, _scaled_loss(sampled, quick_gram, None, spec), "none"
-    for name, scale in _candidates(weights, gram, feeder):
-        value = _scaled_loss(sampled, quick_gram, expand(scale, feeder), spec)
+    best, best_loss, origin = None, judge.loss(sampled, None, spec, quick=True), "none"
+    activities = {"x": gram.diagonal().clamp(min=0)}
+    if not torch.equal(judge.costs, activities["x"]):
+        activities["c"] = judge.costs
+    candidates = (
+        found for name, activity in activities.items() for found in _candidates(weights, activity, feeder, name)
+    )
+    for name, scale in candidates:
+        value = judge.loss(sampled, expand(scale, feeder), spec, quick=True)
         if value < best_loss:
             best, best_loss, origin = scale, value, name
-    for scale in _refine(sampled, gram, feeder, spec, best):
-        value = _scaled_loss(sampled, quick_gram, expand(scale, feeder), spec)
+    for scale in _refine(sampled, judge.costs, feeder, spec, best):
+        value = judge.loss(sampled, expand(scale, feeder), spec, quick=True)
         if value < best_loss:
             best, best_loss, origin = scale, value, "refined"
-    before = _scaled_loss(weights, gram, None, spec)
-    after = before if best is None else _scaled_loss(weights, gram, expand(best, feeder), spec)
+    before = judge.loss(weights, None, spec, quick=False)
+    after = before if best is None else judge.loss(weights, expand(best, feeder), spec, quick=False)
     if best is None or not after < before:
         return ScaleSearch(None, before, before, "none")
     return ScaleSearch(best, before, after, origin)
@@ -126,27 +179,24 @@ def _partial_loss(error: Tensor, own: Tensor, cross: Tensor) -> Tensor:
     return ((error @ own).add_(cross, alpha=2) * error).sum(1)
 
 
-def _scaled_loss(weights: Sequence[Tensor], gram: Tensor, scale: Tensor | None, spec: GridSpec) -> float:
-    """Exact loss of rounding ``weights`` with their columns scaled by ``scale`` [in]; computed in gram's dtype."""
-    total = 0.0
+def _errors(weights: Sequence[Tensor], columns: Tensor | None, spec: GridSpec) -> Iterable[Tensor]:
+    """Errors [out, in] of the nearest codes of each weight with its columns scaled, in the weight's own units."""
     for weight in weights:
-        scaled = weight if scale is None else weight * scale
+        scaled = weight if columns is None else weight * columns
         error = fake_quantize(scaled, full_range(scaled, spec), spec).sub_(scaled)
-        if scale is not None:
-            error = error.div_(scale)
-        total += loss(error.to(gram.dtype), gram)
-    return total
+        yield error if columns is None else error.div_(columns)
 
 
-def _candidates(weights: Sequence[Tensor], gram: Tensor, feeder: Feeder) -> Iterable[tuple[str, Tensor]]:
-    activation = pool(gram.diagonal().clamp(min=0), feeder, "mean").sqrt()
+def _candidates(weights: Sequence[Tensor], activity: Tensor, feeder: Feeder, sign: str) -> Iterable[tuple[str, Tensor]]:
+    """AWQ's family for ``activity`` [in], mean squares of the channels or what stands for them; with names."""
+    activation = pool(activity, feeder, "mean").sqrt()
     magnitude = torch.cat([weight.abs() for weight in weights]).mean(0)
     magnitude = pool(magnitude, feeder, "mean").clamp(min=1e-8)
     for ratio in RATIOS:
         power = activation.clamp(min=1e-8).pow(ratio)
-        yield f"x^{ratio}", _normalised(power)
-        yield f"x^{ratio}/w^{1 - ratio:.1f}", _normalised(power / magnitude.pow(1 - ratio))
-        yield f"(x/w)^{ratio / 2}", _normalised((activation.clamp(min=1e-8) / magnitude).pow(ratio / 2))
+        yield f"{sign}^{ratio}", _normalised(power)
+        yield f"{sign}^{ratio}/w^{1 - ratio:.1f}", _normalised(power / magnitude.pow(1 - ratio))
+        yield f"({sign}/w)^{ratio / 2}", _normalised((activation.clamp(min=1e-8) / magnitude).pow(ratio / 2))
 
 
 def _normalised(scale: Tensor) -> Tensor:
@@ -157,27 +207,26 @@ def _normalised(scale: Tensor) -> Tensor:
 
 
 def _refine(
-    weights: Sequence[Tensor], gram: Tensor, feeder: Feeder, spec: GridSpec, start: Tensor | None
+    weights: Sequence[Tensor], costs: Tensor, feeder: Feeder, spec: GridSpec, start: Tensor | None
 ) -> Iterable[Tensor]:
     """Descend on the expected loss of rounding from ``start``; yields the scale a few times on the way."""
-    importance = gram.diagonal().clamp(min=0)
-    log_scale = torch.zeros(feeder.channels, device=gram.device) if start is None else start.log()
+    log_scale = torch.zeros(feeder.channels, device=costs.device) if start is None else start.log()
     log_scale = log_scale.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([log_scale], lr=0.05)
     with torch.enable_grad():
         for step in range(_REFINE_STEPS):
             optimizer.zero_grad()
             columns = expand(log_scale.exp(), feeder)
-            _expected_loss(weights, importance, columns, spec).log().backward()
+            _expected_loss(weights, costs, columns, spec).log().backward()
             optimizer.step()
             if step % 15 == 14:
                 yield _normalised(log_scale.detach().exp())
 
 
-def _expected_loss(weights: Sequence[Tensor], importance: Tensor, scale: Tensor, spec: GridSpec) -> Tensor:
+def _expected_loss(weights: Sequence[Tensor], costs: Tensor, scale: Tensor, spec: GridSpec) -> Tensor:
     """Mean of the loss if rounding errors were uniform in their step and independent."""
     size = spec.group_of(len(scale))
-    noise = (importance / scale.square()).view(-1, size).sum(1)
+    noise = (costs / scale.square()).view(-1, size).sum(1)
     total = torch.zeros((), device=scale.device)
     for weight in weights:
         grouped = (weight * scale).view(weight.shape[0], -1, size)
@@ -191,6 +240,3 @@ def _expected_loss(weights: Sequence[Tensor], importance: Tensor, scale: Tensor,
 
 def _some_rows(weight: Tensor) -> Tensor:
     return weight[:: max(1, weight.shape[0] // _SEARCH_ROWS)]
-
-
-__all__ = ["ScaleSearch", "find_clip", "find_scale"]

@@ -1,15 +1,20 @@
-"""Rounding on a given grid: nearest code by code, or with the error of each column fed into the columns that follow.
+"""GPTQ: rounding on a given grid, the error of each column fed into the columns that follow.
 
-``feedback`` is GPTQ's solver (Frantar et al., arXiv:2210.17323) on a fixed grid. Columns are taken in the order of
-their importance ``H_ii``, largest first (act-order; groups stay where they are: inference is not concerned). With
-``U`` the upper Cholesky factor of the inverse of the damped ``H``, rounding column ``i`` with error ``e`` moves the
-columns ``j`` that follow by ``-e U_ij / U_ii``, the least-squares answer to that error. Rows that end above plain
-rounding's exact loss (possible: the solver is greedy, and ``H`` is damped) take plain rounding.
+This is the solver of Frantar et al. (arXiv:2210.17323). Columns are taken in the order of their importance ``H_ii``,
+largest first (act-order; groups stay where they are, so inference is not concerned), or from left to right. With ``U``
+the upper Cholesky factor of the inverse of the damped ``H``, rounding column ``i`` with error ``e`` moves the columns
+``j`` that follow by ``-e U_ij / U_ii``, the least-squares answer to that error. What the row then loses is
+
+    sum_i (error_i / U_ii)^2,
+
+so ``1 / U_ii^2`` is what an error in column ``i`` costs once the later columns have answered it: its *conditional
+variance*, by which grids and scales are chosen (``Factor.costs``). Rows that end above plain rounding's exact loss
+(possible: the solver is greedy, and ``H`` is damped) take plain rounding.
 """
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,61 +23,63 @@ from quantkit.errors import QuantkitError
 from quantkit.grid import GridSpec, QuantizedWeight, round_to_grid
 from quantkit.methods.loss import row_losses
 
-log = logging.getLogger(__name__)
-
 DAMPING = 0.01  # of the mean of H's diagonal, GPTQ's own default
-_BLOCK = 128  # columns rounded one by one before the rest of the matrix is brought up to date in one product
+_BLOCK = 64  # columns rounded one by one before the rest of the matrix is brought up to date in one product
+_MOST_DAMPING = 1e6
 
 
-def nearest(weight: Tensor, gram: Tensor, scales: Tensor, zeros: Tensor, spec: GridSpec) -> QuantizedWeight:
-    """The nearest codes of ``weight`` float32 [out, in] on the grid; ``gram`` is not looked at."""
-    del gram
-    return round_to_grid(weight, scales, zeros, spec)
+@dataclass(frozen=True)
+class Factor:
+    """order int64 [in]: columns as the solver takes them. upper float32 [in, in]: the factor, in that order. damping:
+    the share of the mean diagonal that was added."""
+
+    order: Tensor
+    upper: Tensor
+    damping: float
+
+    @property
+    def costs(self) -> Tensor:
+        """What a squared error in each column costs, ``1 / U_ii^2``, float32 [in] in the weight's order."""
+        costs = torch.empty_like(self.order, dtype=self.upper.dtype)
+        costs[self.order] = self.upper.diagonal().square().reciprocal()
+        return costs
+
+    def scaled(self, columns: Tensor) -> Factor:
+        """The factor of the Gram matrix of inputs that were divided by ``columns`` [in], without a decomposition."""
+        return Factor(self.order, self.upper * columns[self.order], self.damping)
 
 
-def feedback(weight: Tensor, gram: Tensor, scales: Tensor, zeros: Tensor, spec: GridSpec) -> QuantizedWeight:
-    """Codes of ``weight`` float32 [out, in] on the grid, chosen column by column for inputs with Gram matrix ``gram``.
+def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True) -> Factor:
+    """``U`` upper triangular with ``U^T U = (gram + d I)^-1`` in the solver's order; d grows tenfold where it must.
 
-    scales float16, zeros uint8, both [out, groups]. No row's loss is above that of the nearest codes.
+    gram float32 [in, in]. Raises QuantkitError if it holds NaN or Inf, or stays indefinite under any damping.
     """
-    plain = round_to_grid(weight, scales, zeros, spec)
-    order = gram.diagonal().argsort(descending=True, stable=True)
-    factor = inverse_factor(gram[order][:, order])
-    size = weight.shape[1] // scales.shape[1]
-    codes = _solve(weight[:, order], factor, scales.float()[:, order // size], zeros.float()[:, order // size], spec)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    solved = QuantizedWeight(codes[:, back].to(torch.uint8), scales, zeros, spec)
-    losses = [row_losses(found.dequantize() - weight, gram) for found in (plain, solved)]
-    better = (losses[1] < losses[0]).unsqueeze(1)
-    return QuantizedWeight(torch.where(better, solved.codes, plain.codes), scales, zeros, spec)
-
-
-def inverse_factor(gram: Tensor) -> Tensor:
-    """Upper triangular U with ``U^T U = (gram + d I)^-1``; the damping d grows tenfold while Cholesky fails."""
-    diagonal = gram.diagonal().clamp(min=0)
-    mean = float(diagonal.mean())
-    damping = DAMPING
     if not torch.isfinite(gram).all():
         raise QuantkitError("a Gram matrix holds NaN or Inf; gather the statistics again")
-    while True:
-        damped = gram.clone()
+    diagonal = gram.diagonal()
+    mean = float(diagonal.clamp(min=0).mean())
+    places = torch.arange(len(gram), device=gram.device)
+    order = diagonal.argsort(descending=True, stable=True) if act_order else places
+    ordered = gram[order][:, order]
+    while damping < _MOST_DAMPING:
+        damped = ordered.clone()
         # a channel that carries nothing gets a diagonal of its own: any code serves there
         damped.diagonal().add_(damping * mean if mean > 0 else 1.0)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                return upper
+                return Factor(order, upper, damping)
         damping *= 10
-        log.warning("the Gram matrix is not positive definite; damping raised to %g of its mean diagonal", damping)
+    raise QuantkitError("a Gram matrix is not positive definite under any damping; gather the statistics again")
 
 
-def _solve(weight: Tensor, factor: Tensor, scales: Tensor, zeros: Tensor, spec: GridSpec) -> Tensor:
-    """Codes float32 [out, in] of columns in the solver's order; scales and zeros are one value a column, [out, in]."""
+def feedback(weight: Tensor, factor: Factor, scales: Tensor, zeros: Tensor, spec: GridSpec) -> Tensor:
+    """GPTQ's codes, uint8 [out, in], of ``weight`` float32 [out, in] on the grid of scales and zeros [out, groups]."""
+    order, upper = factor.order, factor.upper
+    group = order // (weight.shape[1] // scales.shape[1])
     # columns become rows, so that each step works on neighbouring memory
-    rest, scale, zero = weight.T.contiguous(), scales.T.contiguous(), zeros.T.contiguous()
+    rest, scale, zero = weight.T[order], scales.float().T[group], zeros.float().T[group]
     codes = torch.empty_like(rest)
     for start in range(0, len(rest), _BLOCK):
         stop = min(start + _BLOCK, len(rest))
@@ -81,11 +88,35 @@ def _solve(weight: Tensor, factor: Tensor, scales: Tensor, zeros: Tensor, spec: 
             value = rest[column]
             code = torch.div(value, scale[column]).round_().add_(zero[column]).clamp_(0, spec.max_code)
             codes[column] = code
-            error = (value - (code - zero[column]) * scale[column]) / factor[column, column]
+            error = (value - (code - zero[column]) * scale[column]) / upper[column, column]
             errors[column - start] = error
-            rest[column + 1 : stop].addr_(factor[column, column + 1 : stop], error, alpha=-1)
-        rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    return codes.T.contiguous()
+            rest[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
+        rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    result = torch.empty_like(codes, dtype=torch.uint8)
+    result[order] = codes.to(torch.uint8)
+    return result.T.contiguous()
 
 
-SOLVERS = {"rtn": nearest, "gptq": feedback}
+def best_rows(weight: Tensor, gram: Tensor, candidates: list[QuantizedWeight]) -> QuantizedWeight:
+    """Of several results the one with the least exact loss, row by row; the first where they are equal."""
+    best = candidates[0]
+    least = row_losses(best.dequantize() - weight, gram)
+    for other in candidates[1:]:
+        losses = row_losses(other.dequantize() - weight, gram)
+        better = (losses < least).unsqueeze(1)
+        least = torch.minimum(losses, least)
+        best = QuantizedWeight(
+            torch.where(better, other.codes, best.codes),
+            torch.where(better, other.scales, best.scales),
+            torch.where(better, other.zeros, best.zeros),
+            best.spec,
+        )
+    return best
+
+
+def solve(
+    weight: Tensor, gram: Tensor, factor: Factor, scales: Tensor, zeros: Tensor, spec: GridSpec
+) -> QuantizedWeight:
+    """GPTQ on a fixed grid; no row's loss is above that of the nearest codes. Arguments as in `feedback`."""
+    solved = QuantizedWeight(feedback(weight, factor, scales, zeros, spec), scales, zeros, spec)
+    return best_rows(weight, gram, [round_to_grid(weight, scales, zeros, spec), solved])

@@ -38,7 +38,7 @@ from quantkit.calibration import fingerprint as samples_fingerprint
 from quantkit.calibration.conversations import MODALITIES
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.formats import awq
+from quantkit.formats import FORMATS
 from quantkit.model import EMBEDDING, HEAD
 from quantkit.verify import compare, forward, layers, metrics
 from quantkit.verify.engines import local
@@ -55,7 +55,7 @@ CODE = (
     local.__file__,
     compare.__file__,
     metrics.__file__,
-    awq.__file__,
+    *(str(layout.__file__) for layout in FORMATS.values()),
     grid.__file__,
     __file__,
 )

@@ -19,6 +19,8 @@ from torch import Tensor
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.formats import awq
+from quantkit.integrity.subject import find_linears
+from quantkit.integrity.unpack import dequantize_linear, readable
 from quantkit.verify import forward
 from quantkit.verify.task import NotRun, Observed, States, Target, Task, Tick
 
@@ -128,7 +130,24 @@ def _awq(checkpoint: Checkpoint) -> Weights:
             raise QuantkitError(f"{checkpoint.path}: {linear}: {error}") from error
 
 
-DEQUANTIZERS: dict[str | None, Callable[[Checkpoint], Weights]] = {None: _plain, "awq": _awq}
+def _packed(checkpoint: Checkpoint) -> Weights:
+    linears = [linear for linear in find_linears(checkpoint).values() if linear.packed]
+    packed = {tensor for linear in linears for tensor in linear.tensors}
+    for name in checkpoint.tensor_names:
+        if name not in packed:
+            yield name, checkpoint.load(name, check_finite=True)
+    for linear in linears:
+        if not readable(linear):
+            raise QuantkitError(f"{checkpoint.path}: {linear.name}: its packed tensors do not belong together")
+        try:
+            yield f"{linear.name}.weight", dequantize_linear(checkpoint, linear)
+        except QuantkitError as error:
+            raise QuantkitError(f"{checkpoint.path}: {error}") from error
+
+
+DEQUANTIZERS: dict[str | None, Callable[[Checkpoint], Weights]] = {
+    None: _plain, "awq": _awq, "gptq": _packed, "compressed-tensors": _packed,
+}  # fmt: skip
 
 
 def _dequantizer(checkpoint: Checkpoint) -> Callable[[Checkpoint], Weights]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ errors = Console(stderr=True, emoji=False)
 
 
 def quiet_libraries() -> None:
-    """transformers' notes on optional kernels are no news to somebody who quantizes."""
+    """Notes of transformers and bitsandbytes on optional kernels are no news to somebody who quantizes."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.formats import awq
+from quantkit.formats import awq, bnb
 from quantkit.integrity.subject import find_linears
 from quantkit.integrity.unpack import dequantize_linear, readable
 from quantkit.verify import forward
@@ -73,7 +73,17 @@ def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", d
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         first = " ".join(str(error).split())[:300]
         raise QuantkitError(f"{checkpoint.path}: Transformers cannot load it ({first})") from error
+    if package == bnb.NAME:
+        _cast_plain(model, _dtype(dtype))
     return model.eval() if package else model.to(device).eval()
+
+
+def _cast_plain(model: Any, dtype: torch.dtype) -> None:
+    """Give what is not quantized one dtype: of a bitsandbytes file Transformers converts biases, but no weight."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and not _is_bitsandbytes(module):
+                parameter.data = parameter.data.to(dtype)
 
 
 LOADERS: dict[str, Callable[..., Any]] = {"dequantized": load_dequantized, "transformers": load_transformers}
@@ -96,7 +106,13 @@ def run_local(name: str, task: Task, target: Target, tick: Tick) -> Observed:
 
 
 def _kernels(model: Any) -> set[str]:
-    return {type(module).__name__ for module in model.modules() if hasattr(module, "qweight")}
+    """Names of the classes that run quantized weights."""
+    quantized = (module for module in model.modules() if hasattr(module, "qweight") or _is_bitsandbytes(module))
+    return {type(module).__name__ for module in quantized}
+
+
+def _is_bitsandbytes(module: torch.nn.Module) -> bool:
+    return type(module).__module__.startswith("bitsandbytes.nn")
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -145,8 +161,26 @@ def _packed(checkpoint: Checkpoint) -> Weights:
             raise QuantkitError(f"{checkpoint.path}: {error}") from error
 
 
+def _bitsandbytes(checkpoint: Checkpoint) -> Weights:
+    linears = [linear for linear in find_linears(checkpoint).values() if linear.layout == bnb.NAME]
+    packed = {tensor for linear in linears for tensor in linear.tensors}
+    for name in checkpoint.tensor_names:
+        if name not in packed:
+            yield name, checkpoint.load(name, check_finite=True)
+
+    def load(name: str) -> Tensor:
+        return checkpoint.load(name, check_finite=True)
+
+    for linear in linears:
+        try:
+            yield f"{linear.name}.weight", bnb.dequantize(load, linear.name, linear.tensors)
+        except QuantkitError as error:
+            raise QuantkitError(f"{checkpoint.path}: {error}") from error
+
+
 DEQUANTIZERS: dict[str | None, Callable[[Checkpoint], Weights]] = {
     None: _plain, "awq": _awq, "gptq": _packed, "compressed-tensors": _packed,
+    "bitsandbytes": _bitsandbytes,
 }  # fmt: skip
 
 
@@ -155,6 +189,10 @@ def _dequantizer(checkpoint: Checkpoint) -> Callable[[Checkpoint], Weights]:
     if method not in DEQUANTIZERS:
         known = ", ".join(name for name in DEQUANTIZERS if name)
         raise NotRun(f"{checkpoint.path}: engine 'dequantized' cannot read '{method}' weights; it reads {known}")
+    if method == bnb.NAME and importlib.util.find_spec(bnb.NAME) is None:
+        raise NotRun(
+            "engine 'dequantized': bitsandbytes weights need the package bitsandbytes; run 'pip install bitsandbytes'"
+        )
     return DEQUANTIZERS[method]
 
 

@@ -6,7 +6,7 @@ The plan is what ``--dry-run`` prints and what the run follows, so the two canno
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,13 @@ from quantkit.model import (
     select_kept,
     sglang_names,
 )
-from quantkit.recipe import SAMPLES, QuantizeOptions
+from quantkit.recipe import SAMPLES, QuantizeOptions, WriteOptions
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint
 
 _SAFETENSORS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8, "U8": 1, "I8": 1}
 PLAIN = 16  # "bits" of a linear that stays as it is
 _PROCESS_BYTES = 900_000_000  # interpreter, torch and transformers once imported, as measured
 
@@ -88,11 +88,7 @@ def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, bits: Mapping[st
     --keep pattern that matches nothing.
     """
     layout = FORMATS[options.layout]
-    model_map = build_map(checkpoint.config, checkpoint.name)
-    if checkpoint.is_quantized:
-        raise QuantkitError(
-            f"{checkpoint.name}: already quantized ({checkpoint.quantization_method}); start from the BF16 checkpoint"
-        )
+    model_map = source_map(checkpoint)
     spec = GridSpec(options.bits, options.group_size, options.fixed_zero, layout.LEAST_ZERO)
     layout.check_spec(spec)
     kept, along = select_kept(model_map, options.keep)
@@ -102,34 +98,60 @@ def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, bits: Mapping[st
     if not quantized:
         raise QuantkitError("no linear is left to quantize: drop a pattern of --keep, or lower the --budget")
     grids = {name: replace(spec, bits=chosen.get(name, spec.bits)) for name in quantized}
-    _check_shapes(checkpoint, model_map)
     for name, shape in quantized.items():
         layout.check_linear(name, *shape, grids[name])
-    dtype = _stored_dtype(checkpoint, options)
-    specs: dict[str, tuple[str, list[int]]] = {}
-    for name in checkpoint.tensor_names:
-        linear = name.removesuffix(".weight")
-        if linear in quantized:
-            specs |= layout.tensor_specs(linear, *quantized[linear], grids[linear], dtype)
-        elif name != HEAD or not model_map.tied:
-            stored = checkpoint.dtype(name) if options.dtype == "auto" else _SAFETENSORS[dtype]
-            specs[name] = (stored, list(checkpoint.shape(name)))
+    dtype = plain_dtype(checkpoint, options)
+    specs = lay_out(
+        checkpoint,
+        model_map,
+        quantized,
+        lambda name, out, inputs: layout.tensor_specs(name, out, inputs, grids[name], dtype),
+        options,
+    )
     memory = _memory(checkpoint, model_map, dtype, options)
     return Plan(
         model_map, spec, options.layout, dtype, quantized, grids, kept, along, specs, checkpoint.total_bytes, memory
     )
 
 
-def _check_shapes(checkpoint: Checkpoint, model_map: ModelMap) -> None:
+def source_map(checkpoint: Checkpoint) -> ModelMap:
+    """The model map of a checkpoint that is to be quantized; raises for what is quantized already or misshaped."""
+    model_map = build_map(checkpoint.config, checkpoint.name)
+    if checkpoint.is_quantized:
+        raise QuantkitError(
+            f"{checkpoint.name}: already quantized ({checkpoint.quantization_method}); start from the BF16 checkpoint"
+        )
     for name, shape in model_map.linears().items():
         found = checkpoint.shape(name + ".weight")
         if tuple(found) != shape:
             raise QuantkitError(
                 f"{checkpoint.name}: {name}.weight has shape {list(found)}, config.json implies {list(shape)}"
             )
+    return model_map
 
 
-def _stored_dtype(checkpoint: Checkpoint, options: QuantizeOptions) -> str:
+def lay_out(
+    checkpoint: Checkpoint,
+    model_map: ModelMap,
+    quantized: Mapping[str, tuple[int, int]],
+    packed: Callable[[str, int, int], Mapping[str, tuple[str, list[int]]]],
+    options: WriteOptions,
+) -> dict[str, tuple[str, list[int]]]:
+    """Every tensor of the output, in the source's order. ``packed(name, out, in)``: those of a quantized linear."""
+    dtype = _SAFETENSORS[plain_dtype(checkpoint, options)]
+    specs: dict[str, tuple[str, list[int]]] = {}
+    for name in checkpoint.tensor_names:
+        linear = name.removesuffix(".weight")
+        if linear in quantized:
+            specs |= packed(linear, *quantized[linear])
+        elif name != HEAD or not model_map.tied:
+            stored = checkpoint.dtype(name) if options.dtype == "auto" else dtype
+            specs[name] = (stored, list(checkpoint.shape(name)))
+    return specs
+
+
+def plain_dtype(checkpoint: Checkpoint, options: WriteOptions) -> str:
+    """torch's name of the dtype of what stays unquantized: the one asked for, or the source's."""
     if options.dtype != "auto":
         return options.dtype
     source = checkpoint.dtype(EMBEDDING)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,38 +21,26 @@ from torch import Tensor
 
 import quantkit
 from quantkit import stats_file
+from quantkit.blockwise import LayerRow, QuantizedBlock, quantize_block
 from quantkit.calibration import Mix, Sample, build_from
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.fold import fold
 from quantkit.formats import FORMATS, Contents
 from quantkit.grid import QuantizedWeight
-from quantkit.methods import METHODS, Factor, Rounding
-from quantkit.methods.loss import relative_error
+from quantkit.methods import METHODS
 from quantkit.model import LAYERS_PREFIX
 from quantkit.output import ShardWriter, atomic_output, check_target
 from quantkit.plan import Plan, make_plan
-from quantkit.recipe import QuantizeOptions
-from quantkit.statistics import BlockStatistics, CalibrationPass, InputStatistics, build_skeleton
+from quantkit.recipe import QuantizeOptions, WriteOptions
+from quantkit.statistics import BlockStatistics, CalibrationPass, build_skeleton
 
 if TYPE_CHECKING:
-    from quantkit.model import Block, Group
+    from quantkit.model import Block
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 FLOAT16_MAX = 65504.0
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One quantized linear in the final table. Errors are shares of the output's energy, NaN without statistics."""
-
-    name: str
-    bits: int
-    error: float
-    scaled_by: str
-    tokens: int
 
 
 @dataclass
@@ -85,27 +73,29 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     plan = make_plan(checkpoint, options)
     target = check_target(options.out, options.overwrite, source=checkpoint.path)
     _check_statistics_folders(options, target, checkpoint.path)
-    _check_device(options.device)
-    _check_names(checkpoint, plan)
+    check_device(options.device)
+    check_names(checkpoint, plan)
     outcome = Outcome(options.model, target, plan)
-    clock = _Clock(outcome.seconds)
+    clock = Clock(outcome.seconds)
     needs_data = METHODS[options.method].needs_data
     mix = _samples(checkpoint, options, outcome, progress) if needs_data else None
     clock.lap("prepare")
     key = _key(checkpoint, mix, plan) if mix is not None else None
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
-        with ShardWriter(folder, _writer_specs(plan), options.max_shard_bytes) as writer:
-            statistics = _statistics(checkpoint, plan, options, mix.samples if mix else [], key, progress)
-            for block, found in zip(plan.map.blocks, statistics, strict=True):
+        with ShardWriter(folder, writer_specs(plan), options.max_shard_bytes) as writer:
+            source = _Statistics(checkpoint, plan, options, mix.samples if mix else [], key, progress)
+            for block, found in zip(plan.map.blocks, source, strict=True):
                 clock.lap("statistics")
-                _quantize_block(checkpoint, plan, options, block, found, writer, outcome)
+                tensors = _load_block(checkpoint, block, options.device)
+                done = quantize_block(tensors, block, found, plan, options)
+                source.replace(_write_block(block, done, plan, writer, outcome))
                 progress("blocks", block.index + 1, len(plan.map.blocks))
                 clock.lap("search")
-            _copy_rest(checkpoint, plan, writer)
+            copy_rest(checkpoint, plan, writer)
             writer.finish()
         checkpoint.copy_side_files(folder)
         _write_config(checkpoint, plan, options, folder)
-        _write_provenance(checkpoint, plan, options, mix, outcome, folder)
+        write_provenance(checkpoint, plan, options, mix, outcome, folder)
         clock.lap("write")
     return outcome
 
@@ -124,7 +114,7 @@ def _check_statistics_folders(options: QuantizeOptions, target: Path, source: Pa
         check_target(options.save_stats, options.overwrite, source=source)
 
 
-class _Clock:
+class Clock:
     """Adds the seconds since the last lap to a phase."""
 
     def __init__(self, seconds: dict[str, float]) -> None:
@@ -136,14 +126,15 @@ class _Clock:
         self._last = now
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise QuantkitError unless torch can use ``device`` here."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise QuantkitError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]})") from error
 
 
-def _check_names(checkpoint: Checkpoint, plan: Plan) -> None:
+def check_names(checkpoint: Checkpoint, plan: Plan) -> None:
     """Every tensor of the model is there and no other (a tied head may be stored as well)."""
     tied = {"lm_head.weight"} if plan.map.tied else set()
     expected = [name for name in build_skeleton(checkpoint).state_dict() if name not in tied]
@@ -161,101 +152,63 @@ def _key(checkpoint: Checkpoint, mix: Mix, plan: Plan) -> stats_file.Key:
     return stats_file.Key(checkpoint.fingerprint(), mix.fingerprint, plan.dtype)
 
 
-def _statistics(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    options: QuantizeOptions,
-    samples: list[Sample],
-    key: stats_file.Key | None,
-    progress: Progress,
-) -> Iterator[BlockStatistics | None]:
+class _Statistics:
     """Statistics block by block: from the pass, from a saved file, or none where the method looks at no data."""
-    if key is None:
-        yield from [None] * len(plan.map.blocks)
-    elif options.stats is not None:
-        yield from stats_file.read(options.stats, key, plan.map, options.device)
-    else:
-        dtype = getattr(torch, plan.dtype)
-        run = CalibrationPass(checkpoint, plan.map, samples, device=options.device, dtype=dtype, progress=progress)
-        found = iter(run)
-        if options.save_stats is not None:
-            found = stats_file.record(options.save_stats, options.overwrite, key, plan.map, found)
-        yield from found
-        if plan.dtype == "float16" and run.abs_max > FLOAT16_MAX / 2:
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: Plan,
+        options: QuantizeOptions,
+        samples: list[Sample],
+        key: stats_file.Key | None,
+        progress: Progress,
+    ) -> None:
+        self._plan, self._run = plan, None
+        self._found: Iterator[BlockStatistics | None]
+        if key is None:
+            self._found = iter([None] * len(plan.map.blocks))
+        elif options.stats is not None:
+            self._found = stats_file.read(options.stats, key, plan.map, options.device)
+        else:
+            self._run = CalibrationPass(
+                checkpoint, plan.map, samples, device=options.device, dtype=getattr(torch, plan.dtype),
+                sequential=options.in_sequence, progress=progress,
+            )  # fmt: skip
+            found = iter(self._run)
+            if options.save_stats is not None:
+                found = stats_file.record(options.save_stats, options.overwrite, key, plan.map, found)
+            self._found = found
+
+    def __iter__(self) -> Iterator[BlockStatistics | None]:
+        yield from self._found
+        if self._run is not None and self._plan.dtype == "float16" and self._run.abs_max > FLOAT16_MAX / 2:
             raise QuantkitError(
-                f"--dtype float16: activations reach {run.abs_max:.0f}, too near float16's limit of {FLOAT16_MAX:.0f}; "
-                "use --dtype bfloat16"
+                f"--dtype float16: activations reach {self._run.abs_max:.0f}, too near float16's limit of "
+                f"{FLOAT16_MAX:.0f}; use --dtype bfloat16"
             )
 
-
-def _quantize_block(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    options: QuantizeOptions,
-    block: Block,
-    statistics: BlockStatistics | None,
-    writer: ShardWriter,
-    outcome: Outcome,
-) -> None:
-    method, layout = METHODS[options.method], FORMATS[plan.format]
-    rounding = Rounding(options.solver if method.needs_data else "rtn", options.act_order, options.damping)
-    tensors = _load_block(checkpoint, block, options.device)
-    originals = dict(tensors)
-    scaled_by: dict[str, str] = {}
-    columns: dict[str, Tensor] = {}
-    factors: dict[str, Factor | None] = {}
-    for group in block.groups:
-        chosen = _quantized_linears(block, group, plan)
-        if statistics is None or not chosen:
-            continue
-        gram = statistics.inputs[group.name].gram
-        factors[group.name] = factor = rounding.factor(gram)
-        if not (method.scales and options.scales) or _feeder_is_kept(block, group, plan):
-            continue
-        weights = [originals[name + ".weight"] for name in chosen]
-        search = method.find_scale(weights, gram, group.feeder, plan.grids[block.prefix + chosen[0]], factor)
-        scaled_by[group.name] = search.origin
-        if search.scale is not None:
-            norm = getattr(torch, plan.dtype)
-            if group.feeder.kind != "rows":
-                norm = getattr(torch, plan.stored_dtype(f"{block.prefix}{group.feeder.module}.weight"))
-            columns[group.name] = fold(tensors, group, search.scale, norm)
-    for group in block.groups:
-        scale = columns.get(group.name)
-        gram, tokens = _folded_gram(group, statistics, scale, options.device)
-        # of scaled inputs the order of importance is another one
-        factor = factors.get(group.name) if scale is None else rounding.factor(gram)
-        for name in _quantized_linears(block, group, plan):
-            weight = tensors.pop(name + ".weight")
-            grid = plan.grids[block.prefix + name]
-            quantized = method.quantize(weight, gram, grid, rounding, factor)
-            error = relative_error(quantized.dequantize(), weight, gram) if statistics else float("nan")
-            outcome.rows.append(LayerRow(block.prefix + name, grid.bits, error, scaled_by.get(group.name, ""), tokens))
-            _add_packed(writer, layout.pack(block.prefix + name, _to_cpu(quantized), plan.dtype))
-    for name, tensor in tensors.items():
-        writer.add(block.prefix + name, _stored(block.prefix + name, tensor, plan).cpu())
+    def replace(self, state: dict[str, Tensor]) -> None:
+        """Hand back the block that was just given out, as it is stored."""
+        if self._run is not None and self._run.sequential:
+            self._run.replace(state)
 
 
-def _folded_gram(
-    group: Group, statistics: BlockStatistics | None, columns: Tensor | None, device: str
-) -> tuple[Tensor, int]:
-    """The Gram matrix of the scaled input, ``H_ij / (s_i s_j)``, and its tokens."""
-    if statistics is None:
-        return torch.empty(0, 0, device=device), 0
-    inputs: InputStatistics = statistics.inputs[group.name]
-    gram = inputs.gram
-    if columns is not None:
-        gram = gram / columns.unsqueeze(0) / columns.unsqueeze(1)
-    return gram, inputs.tokens
-
-
-def _quantized_linears(block: Block, group: Group, plan: Plan) -> list[str]:
-    return [name for name in group.linears if block.prefix + name in plan.quantized]
-
-
-def _feeder_is_kept(block: Block, group: Group, plan: Plan) -> bool:
-    """A linear that --keep leaves alone takes no scale of another group into its rows either."""
-    return group.feeder.kind == "rows" and block.prefix + group.feeder.module in plan.kept
+def _write_block(
+    block: Block, done: QuantizedBlock, plan: Plan, writer: ShardWriter, outcome: Outcome
+) -> dict[str, Tensor]:
+    """Write one block; returns its parameters as a runtime will have them, by name inside the block."""
+    state = {}
+    for name, weight in done.weights.items():
+        packed = FORMATS[plan.format].pack(block.prefix + name, _to_cpu(weight), plan.dtype)
+        for full, tensor in packed.items():
+            writer.add(full, tensor)
+        state[f"{name}.weight"] = weight.dequantize()
+    for name, tensor in done.plain.items():
+        state[name] = stored(block.prefix + name, tensor, plan)
+        writer.add(block.prefix + name, state[name].cpu())
+    outcome.rows += done.rows
+    return state
 
 
 def _load_block(checkpoint: Checkpoint, block: Block, device: str) -> dict[str, Tensor]:
@@ -271,12 +224,7 @@ def _to_cpu(weight: QuantizedWeight) -> QuantizedWeight:
     return QuantizedWeight(weight.codes.cpu(), weight.scales.cpu(), weight.zeros.cpu(), weight.spec)
 
 
-def _add_packed(writer: ShardWriter, packed: dict[str, Tensor]) -> None:
-    for name, tensor in packed.items():
-        writer.add(name, tensor)
-
-
-def _stored(name: str, tensor: Tensor, plan: Plan) -> Tensor:
+def stored(name: str, tensor: Tensor, plan: Plan) -> Tensor:
     """``tensor`` in the dtype that the plan stores it in; raises if a value does not fit."""
     dtype = getattr(torch, plan.stored_dtype(name))
     converted = tensor.to(dtype)
@@ -285,15 +233,16 @@ def _stored(name: str, tensor: Tensor, plan: Plan) -> Tensor:
     return converted
 
 
-def _copy_rest(checkpoint: Checkpoint, plan: Plan, writer: ShardWriter) -> None:
+def copy_rest(checkpoint: Checkpoint, plan: Plan, writer: ShardWriter) -> None:
     """Vision tower, mergers, embedding and final norm go over one by one, as they are."""
     prefixes = tuple(block.prefix for block in plan.map.blocks)
     for name in checkpoint.tensor_names:
         if name in plan.specs and not name.startswith(prefixes):
-            writer.add(name, _stored(name, checkpoint.load(name, check_finite=True), plan))
+            writer.add(name, stored(name, checkpoint.load(name, check_finite=True), plan))
 
 
-def _writer_specs(plan: Plan) -> dict[str, tuple[torch.dtype | str, tuple[int, ...]]]:
+def writer_specs(plan: Plan) -> dict[str, tuple[torch.dtype | str, tuple[int, ...]]]:
+    """The plan's tensors as `ShardWriter` wants them declared."""
     return {name: (dtype, tuple(shape)) for name, (dtype, shape) in plan.specs.items()}
 
 
@@ -305,21 +254,22 @@ def _write_config(checkpoint: Checkpoint, plan: Plan, options: QuantizeOptions, 
         plan.spec, plan.grids, plan.skipped_modules(), LAYERS_PREFIX, quantkit.__version__, options.damping
     )
     config["quantization_config"] = FORMATS[plan.format].quantization_config(contents)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     for name, content in FORMATS[plan.format].other_files(contents).items():
-        _write_json(folder / name, content)
+        write_json(folder / name, content)
 
 
-def _write_provenance(
+def write_provenance(
     checkpoint: Checkpoint,
     plan: Plan,
-    options: QuantizeOptions,
+    options: WriteOptions,
     mix: Mix | None,
     outcome: Outcome,
     folder: Path,
+    packages: Sequence[str] = ("torch", "transformers"),
 ) -> None:
     """quantkit.json: what made these files. No time and no path, so that the same run gives the same bytes."""
-    _write_json(
+    write_json(
         folder / "quantkit.json",
         {
             "quantkit": quantkit.__version__,
@@ -341,10 +291,11 @@ def _write_provenance(
                 "sources": [asdict(count) for count in mix.counts] if mix else [],
                 "skipped": outcome.skipped,
             },
-            "versions": {"torch": torch.__version__, "transformers": _version("transformers")},
+            "versions": {package: _version(package) for package in packages},
             "kept": sorted(plan.kept),
             "layers": [
                 {"name": row.name, "bits": row.bits, "error": _number(row.error), "scaled_by": row.scaled_by}
+                | ({"notes": list(row.notes)} if row.notes else {})
                 for row in outcome.rows
             ],
         },
@@ -358,8 +309,9 @@ def _number(value: float) -> float | None:
 def _version(package: str) -> str:
     from importlib.metadata import version
 
-    return version(package)
+    return torch.__version__ if package == "torch" else version(package)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented, UTF-8, with a last line's end."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

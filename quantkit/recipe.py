@@ -16,8 +16,11 @@ DownsampleMode = Literal["16x", "4x", "both"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Solver = Literal["rtn", "gptq", "refine"]
 MethodFormat = Literal["awq", "gptq", "compressed-tensors"]
+BnbType = Literal["nf4", "fp4", "int8"]
 
 PANELS = MODEL, GRID, DATA, PICTURES, RUN = "Model", "Grid", "Calibration", "Pictures and clips", "Run"
+BLOCK_SIZES = (32, 64, 128, 256, 512)
+_BLOCK_WORDS = "32, 64, 128, 256 or 512"
 SAMPLES = 128  # conversations, where neither a count nor a token budget is asked for
 
 
@@ -70,6 +73,33 @@ class ModelOptions(Options):
     model: str = option("tiny", "A folder, a hub id (openbmb/MiniCPM-V-4.6), or tiny.", MODEL, short="-m", place=True)
     revision: str | None = option(None, "Branch, tag or commit of a hub id.", MODEL)
     token: str | None = option(None, "Hub token. (default: the hub's own login)", MODEL, envvar="HF_TOKEN", place=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions(ModelOptions):
+    """What every command that writes a checkpoint asks: where to, what stays unquantized and in which dtype."""
+
+    out: Path | None = option(None, "Folder to write. (default: ./MODEL-METHOD)", RUN, short="-o", place=True)
+    keep: tuple[str, ...] = option(
+        (), "Leave these layers unquantized: a part of their name, * allowed. May be repeated.", GRID
+    )
+    device: str = option("cpu", "cpu, cuda, cuda:1.", RUN, place=True)
+    dtype: Dtype = option(
+        "auto",
+        "Of what stays unquantized, and of the calibration pass: auto (the source's), bfloat16, float16, float32.",
+        RUN,
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    max_shard_size: str = option("5GB", "Largest weight file, as 5GB or 500MB.", RUN)
+    overwrite: bool = option(False, "Replace an existing folder, once the new one is complete.", RUN, place=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_size(self.max_shard_size, "--max-shard-size")
+
+    @property
+    def max_shard_bytes(self) -> int:
+        return parse_size(self.max_shard_size, "--max-shard-size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +162,10 @@ class CalibrationOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeOptions(CalibrationOptions):
+class QuantizeOptions(CalibrationOptions, WriteOptions):
     """Everything that decides the bytes of a quantized checkpoint, and where they go."""
 
     method: str = "awq"
-    out: Path | None = option(None, "Folder to write. (default: ./MODEL-METHOD)", RUN, short="-o", place=True)
 
     bits: int = option(4, "Bits a weight: 4 in AWQ's layout; 2, 3, 4 or 8 in the others.", GRID)
     group_size: int = option(128, "Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", GRID)
@@ -165,26 +194,22 @@ class QuantizeOptions(CalibrationOptions):
     act_order: bool = option(
         True, "Round important columns first; groups stay where they are.", GRID, flag="--act-order/--no-act-order"
     )
-    damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID)
-    keep: tuple[str, ...] = option(
-        (), "Leave these layers unquantized: a part of their name, * allowed. May be repeated.", GRID
+    sequential: bool | None = option(
+        None,
+        "Let each block see what the quantized blocks before it give, and correct the drift. (default: where the solver "
+        "is refine and no statistics are kept or read)",
+        GRID,
     )
+    damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID)
     save_stats: Path | None = option(None, "Keep the calibration statistics in this folder.", DATA, place=True)
     stats: Path | None = option(None, "Use statistics kept by --save-stats: no pass is made.", DATA, place=True)
 
-    device: str = option("cpu", "cpu, cuda, cuda:1.", RUN, place=True)
-    dtype: Dtype = option(
-        "auto",
-        "Of the pass and of what stays unquantized: auto (the source's), bfloat16, float16, float32.",
-        RUN,
-        choices=("auto", "bfloat16", "float16", "float32"),
-    )
-    max_shard_size: str = option("5GB", "Largest weight file, as 5GB or 500MB.", RUN)
-    overwrite: bool = option(False, "Replace an existing folder, once the new one is complete.", RUN, place=True)
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_size(self.max_shard_size, "--max-shard-size")
+        if self.sequential and (self.save_stats is not None or self.stats is not None):
+            raise QuantkitError(
+                "--sequential: its statistics belong to one variant; leave out --save-stats and --stats"
+            )
         if not 0 < self.damping < 1:
             raise QuantkitError(f"--damping {self.damping}: must lie between 0 and 1")
 
@@ -192,6 +217,13 @@ class QuantizeOptions(CalibrationOptions):
     def layout(self) -> str:
         """The file layout: the one asked for, or the method's own."""
         return self.method_format or ("gptq" if self.method == "gptq" else "awq")
+
+    @property
+    def in_sequence(self) -> bool:
+        """Whether the statistics follow the quantized blocks."""
+        if self.sequential is not None:
+            return self.sequential
+        return self.solver == "refine" and self.save_stats is None and self.stats is None
 
     @property
     def fixed_zero(self) -> bool:
@@ -203,9 +235,45 @@ class QuantizeOptions(CalibrationOptions):
     def provenance(self) -> dict[str, object]:
         return super().provenance() | {"method_format": self.layout, "symmetric": self.fixed_zero}
 
+
+@dataclass(frozen=True, kw_only=True)
+class BnbOptions(WriteOptions):
+    """What bitsandbytes rounds to, and what its layers compute in."""
+
+    type: BnbType = option(
+        "nf4",
+        "nf4 or fp4 (4 bits: levels of a normal distribution, or of a small float), int8 (a scale a row, LLM.int8()).",
+        GRID,
+        choices=("nf4", "fp4", "int8"),
+    )
+    double_quant: bool = option(
+        True, "Store the 4-bit types' scales in 8 bits.", GRID, flag="--double-quant/--no-double-quant"
+    )
+    block_size: int = option(64, f"Weights that share a scale, in the 4-bit types: {_BLOCK_WORDS}.", GRID)
+    compute_dtype: str = option(
+        "bfloat16",
+        "What the 4-bit layers multiply in: bfloat16, float16 or float32.",
+        GRID,
+        choices=("bfloat16", "float16", "float32"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block_size not in BLOCK_SIZES:
+            raise QuantkitError(f"--block-size {self.block_size}: use {_BLOCK_WORDS}")
+        for name in ("double_quant", "block_size", "compute_dtype"):
+            if self.type == "int8" and getattr(self, name) != getattr(BnbOptions, name):
+                flag = "--no-double-quant" if name == "double_quant" else flag_of(name)
+                raise QuantkitError(f"{flag}: is for nf4 and fp4; --type int8 has one float32 scale a row")
+
     @property
-    def max_shard_bytes(self) -> int:
-        return parse_size(self.max_shard_size, "--max-shard-size")
+    def method(self) -> str:
+        """What titles and default names say."""
+        return self.type
+
+    @property
+    def bits(self) -> int:
+        return 8 if self.type == "int8" else 4
 
 
 def parse_size(text: str, flag: str) -> int:

@@ -44,12 +44,14 @@ Progress = Callable[[str, int, int], None]  # what, done, of
 
 @dataclass
 class ModalityStatistics:
-    """Sums over the tokens of one modality: gram float32 [in, in], abs_sum float64 [in], tokens, abs_max."""
+    """Sums over the tokens of one modality: gram float32 [in, in], abs_sum float64 [in], tokens, abs_max; drift: sum of
+    ``(x - x~) x~^T``, float32 [in, in], where the inputs x~ lie behind quantized blocks and x are the float model's."""
 
     gram: Tensor
     abs_sum: Tensor
     tokens: int = 0
     abs_max: float = 0.0
+    drift: Tensor | None = None
 
 
 @dataclass
@@ -62,6 +64,12 @@ class InputStatistics:
     def gram(self) -> Tensor:
         """``X^T X`` over all tokens, float32 [in, in]."""
         return torch.stack([part.gram for part in self.by_modality.values()]).sum(0)
+
+    @property
+    def drift(self) -> Tensor | None:
+        """Sum of ``(x - x~) x~^T`` over all tokens, float32 [in, in]; None where nothing was quantized before."""
+        found = [part.drift for part in self.by_modality.values() if part.drift is not None]
+        return torch.stack(found).sum(0) if found else None
 
     @property
     def tokens(self) -> int:
@@ -89,31 +97,34 @@ class BlockStatistics:
 class _Accumulator:
     """Gathers the rows of one input and multiplies them in large pieces."""
 
-    def __init__(self, in_features: int, device: torch.device) -> None:
+    def __init__(self, in_features: int, device: torch.device, drifts: bool) -> None:
         self._parts = {
             name: ModalityStatistics(
                 torch.zeros(in_features, in_features, device=device),
                 torch.zeros(in_features, dtype=torch.float64, device=device),
+                drift=torch.zeros(in_features, in_features, device=device) if drifts else None,
             )
             for name in MODALITIES
         }
-        self._waiting: dict[str, list[Tensor]] = {name: [] for name in MODALITIES}
+        self._waiting: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in MODALITIES}
 
-    def add(self, rows: Tensor, places: dict[str, Tensor]) -> None:
-        """``rows`` [B * T, in]; ``places`` int64, which of them are of each modality (padding is of none)."""
+    def add(self, rows: Tensor, places: dict[str, Tensor], exact: Tensor | None = None) -> None:
+        """``rows`` [B * T, in]; ``places`` int64, which of them are of each modality (padding is of none); ``exact``:
+        the float model's rows, where these are not."""
         for name, chosen in places.items():
             if not len(chosen):
                 continue
             waiting = self._waiting[name]
-            waiting.append(rows.index_select(0, chosen))
-            if sum(map(len, waiting)) >= _FLUSH_TOKENS:
+            waiting.append((rows.index_select(0, chosen), None if exact is None else exact.index_select(0, chosen)))
+            if sum(len(found) for found, _ in waiting) >= _FLUSH_TOKENS:
                 self._flush(name)
 
     def _flush(self, name: str) -> None:
         waiting = self._waiting[name]
         if not waiting:
             return
-        part, rows = self._parts[name], torch.cat(waiting).float()
+        part, rows = self._parts[name], torch.cat([found for found, _ in waiting]).float()
+        exact = [found for _, found in waiting if found is not None]
         waiting.clear()
         magnitude = rows.abs()
         part.abs_sum += magnitude.sum(0, dtype=torch.float64)
@@ -122,6 +133,8 @@ class _Accumulator:
         for start in range(0, rows.shape[1], _PANEL):
             panel = rows[:, start : start + _PANEL]
             part.gram[start : start + _PANEL, start:].addmm_(panel.T, rows[:, start:])
+        if part.drift is not None:
+            part.drift.addmm_((torch.cat(exact).float() - rows).T, rows)
 
     def finish(self) -> InputStatistics:
         for name, part in self._parts.items():
@@ -148,7 +161,8 @@ class _Recorder(nn.Module):
 class _Batch:
     """Samples on their way through the blocks, one a row, and each layer kind's other arguments.
 
-    hidden [B, T, hidden]; padding bool [B, T]; places: see `_Accumulator.add`.
+    hidden [B, T, hidden]; drifted: the same behind quantized blocks; padding bool [B, T]; places: see
+    `_Accumulator.add`.
     """
 
     members: list[int]  # which of the pass's samples
@@ -156,14 +170,18 @@ class _Batch:
     padding: Tensor
     places: dict[str, Tensor]
     arguments: dict[str, dict[str, Any]]
+    drifted: Tensor | None = None
 
 
 class CalibrationPass:
     """Streams ``samples`` through the language model of ``checkpoint``; iterate it for one BlockStatistics a block.
 
     dtype is that of the weights and activations (the Gram matrices are float32 whatever it is). Samples run together up
-    to ``batch_tokens`` tokens, padding included (1: each alone, with the bits of transformers' forward). Raises
-    QuantkitError for a tensor that is missing, misshaped, NaN or Inf, and for an activation that is NaN or Inf (layer
+    to ``batch_tokens`` tokens, padding included (1: each alone, with the bits of transformers' forward).
+
+    sequential: inputs are those behind the quantized blocks; hand each one back with `replace` before the next is
+    asked for. The float model's own hidden states go along, for the drift between the two. Raises QuantkitError for a
+    tensor that is missing, misshaped, NaN or Inf, and for an activation that is NaN or Inf (layer
     and sample).
     """
 
@@ -176,6 +194,7 @@ class CalibrationPass:
         device: str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
         batch_tokens: int = BATCH_TOKENS,
+        sequential: bool = False,
         progress: Progress | None = None,
     ) -> None:
         if not samples:
@@ -185,13 +204,42 @@ class CalibrationPass:
         self.progress = progress or (lambda what, done, total: None)
         self.skeleton = build_skeleton(checkpoint)
         self.layers = list(self.skeleton.model.language_model.layers)
+        self.sequential = sequential
         self.abs_max = 0.0
+        self._replacement: dict[str, Tensor] | None = None
 
-    @torch.no_grad()
     def __iter__(self) -> Iterator[BlockStatistics]:
-        running = self._embed()
+        with torch.no_grad():
+            running = self._embed()
         for block in self.map.blocks:
-            yield self._run_block(block, running)
+            with torch.no_grad():
+                found = self._run_block(block, running)
+            yield found
+            if self.sequential:
+                with torch.no_grad():
+                    self._follow(block, running)
+
+    def replace(self, state: dict[str, Tensor]) -> None:
+        """Hand back the block that was just given out as it is quantized: its parameters by name inside the block."""
+        self._replacement = state
+
+    def _follow(self, block: Block, running: list[_Batch]) -> None:
+        """Take the drifted hidden states through the quantized block."""
+        if self._replacement is None:
+            raise RuntimeError("a sequential pass needs each block back, quantized, before the next")
+        if block.index + 1 == len(self.map.blocks):
+            return
+        layer = self.layers[block.index]
+        state = {name: tensor.to(self.device, self.dtype) for name, tensor in self._replacement.items()}
+        layer.load_state_dict(state, assign=True)
+        self._replacement = None
+        for batch in running:
+            assert batch.drifted is not None
+            hidden = layer(batch.drifted, **batch.arguments[block.kind])
+            batch.drifted = hidden.masked_fill_(batch.padding[..., None], 0)
+            members = [self.samples[index] for index in batch.members]
+            _require_finite(batch.drifted, f"quantized layer {LAYERS_PREFIX}{block.index}", members)
+        layer.to("meta")
 
     def final_hidden(self) -> list[Tensor]:
         """Hidden states [1, T, hidden] after the last block (before the final norm), for checking the pass itself."""
@@ -262,24 +310,32 @@ class CalibrationPass:
         layer = self.layers[block.index]
         self._materialise(layer, block.prefix)
         check_norms(layer, block)
-        accumulators = {group.name: _Accumulator(group.in_features, self.device) for group in block.groups}
-        places: dict[str, Tensor] = {}
+        drifts = any(batch.drifted is not None for batch in running)
+        accumulators = {group.name: _Accumulator(group.in_features, self.device, drifts) for group in block.groups}
+        seen: dict[str, Tensor] = {}
 
-        def hook_for(accumulator: _Accumulator) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook_for(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                accumulator.add(args[0].flatten(0, -2), places)
+                seen[name] = args[0].flatten(0, -2)
 
             return hook
 
         with ExitStack() as stack:
             for group in block.groups:
                 linear = layer.get_submodule(group.linears[0])
-                stack.callback(linear.register_forward_pre_hook(hook_for(accumulators[group.name])).remove)
+                stack.callback(linear.register_forward_pre_hook(hook_for(group.name)).remove)
             done = 0
             for batch in running:
                 self.progress(f"layer {block.index}", done, len(self.samples))
-                places = batch.places
                 hidden = layer(batch.hidden, **batch.arguments[block.kind])
+                exact: dict[str, Tensor] = {}
+                if batch.drifted is not None:
+                    exact = dict(seen)
+                    layer(batch.drifted, **batch.arguments[block.kind])
+                for name, accumulator in accumulators.items():
+                    accumulator.add(seen[name], batch.places, exact.get(name))
+                if self.sequential and batch.drifted is None:
+                    batch.drifted = batch.hidden  # nothing is quantized before the first block
                 batch.hidden = hidden.masked_fill_(batch.padding[..., None], 0)
                 members = [self.samples[index] for index in batch.members]
                 _require_finite(batch.hidden, f"layer {LAYERS_PREFIX}{block.index}", members)

@@ -100,13 +100,14 @@ def main() -> None:
     parser.add_argument(
         "--calibration", type=Path, required=True, help="what `make_tiny_data.py --calibration DIR` writes"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of the channels that become outliers")
     parser.add_argument("--figures", type=Path, default=None, help="measure exact match and write all figures here")
     options = parser.parse_args()
     model = load_trained(options.weights, options.out)
     processor = AutoProcessor.from_pretrained(options.out)
     calibration = rows_of(options.calibration)[::2]
     before = logits_of(model, processor, calibration)
-    table = tinyoutliers.inject(model, lambda: logits_of(model, processor, calibration) and None, seed=0)
+    table = tinyoutliers.inject(model, lambda: logits_of(model, processor, calibration) and None, seed=options.seed)
     after = logits_of(model, processor, calibration)
     change = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(after, before, strict=True))
     print(f"largest change of a logit by the rescalings: {change:.1e} of the largest logit")

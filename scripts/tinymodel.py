@@ -7,9 +7,11 @@ of a 14 x 14 grid, so that sizes that were never trained look familiar too.
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import MiniCPMV4_6Config, MiniCPMV4_6ForConditionalGeneration
 
@@ -20,7 +22,7 @@ def build(config: MiniCPMV4_6Config, seed: int) -> MiniCPMV4_6ForConditionalGene
     """A fresh float32 model: fan-in initialisation, norm weights spread well away from their neutral value."""
     torch.manual_seed(seed)
     model = MiniCPMV4_6ForConditionalGeneration._from_config(config, dtype=torch.float32)
-    depth = {"vision_tower": 10, "language_model": 8}
+    depth = {"vision_tower": 10, "language_model": 2 * config.text_config.num_hidden_layers}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("embed_tokens.weight", "position_embedding.weight")):
@@ -33,7 +35,7 @@ def build(config: MiniCPMV4_6Config, seed: int) -> MiniCPMV4_6ForConditionalGene
             elif name.endswith("bias") and "dt_bias" not in name:
                 parameter.zero_()
             elif name.endswith("A_log"):
-                parameter.copy_(torch.tensor([0.02, 0.3]).log())
+                parameter.copy_(torch.linspace(math.log(0.02), math.log(0.3), len(parameter)))
             elif "norm" in name and name.endswith("weight"):
                 spread(parameter, 1.0 if "vision" in name or "merger" in name or "linear_attn" in name else 0.0)
     return model
@@ -56,6 +58,29 @@ class PositionGrid(nn.Module):
         """The full table [side * side, width]."""
         full = F.interpolate(self.grid, size=(side, side), mode="bilinear", align_corners=True)
         return full[0].flatten(1).t()
+
+    @torch.no_grad()
+    def fit(self, table: Tensor) -> None:
+        """Take the grid whose table is nearest to `table` (least squares)."""
+        side = math.isqrt(len(table))
+        lines = F.interpolate(torch.eye(GRID)[None], size=side, mode="linear", align_corners=True)[0]  # [GRID, side]
+        back = torch.linalg.pinv(lines)
+        self.grid.copy_(torch.einsum("rg,rcw,ch->wgh", back, table.float().view(side, side, -1), back)[None])
+
+
+def take_vision(model: nn.Module, grid: PositionGrid, folder: Path) -> list[str]:
+    """Copy the vision tower and mergers of a checkpoint of one file; the names that it has in another shape return."""
+    own, other = dict(model.named_parameters()), []
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not name.startswith(("model.vision_tower.", "model.merger.")):
+            continue
+        if name.endswith("position_embedding.weight"):
+            grid.fit(tensor)
+        elif own[name].shape == tensor.shape:
+            own[name].data.copy_(tensor)
+        else:
+            other.append(name)
+    return other
 
 
 def position_ids(height: int, width: int, side: int) -> Tensor:

@@ -8,6 +8,7 @@ DeltaNet layers to one of full attention, a feed-forward width of the vision tow
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tinyask
 import tinytext
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoProcessor,
     AutoVideoProcessor,  # noqa: F401  (registers the video processor's module)
     GenerationConfig,
     MiniCPMV4_6Config,
@@ -35,6 +37,11 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
 VISIBLE = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 TEMPLATE = Path(__file__).with_name("tiny_chat_template.jinja")
 RESOLUTION = 112  # pixels of one slice's side: 8 x 8 patches
+SHAPES: dict[str, dict[str, Any]] = {  # the language models, as changes to the shapes in `model_config`
+    "tiny": {},
+    "wide": {"hidden_size": 384, "intermediate_size": 1024, "num_attention_heads": 6, "linear_num_value_heads": 4},
+    "deep": {"intermediate_size": 640, "num_hidden_layers": 8},
+}
 
 
 def corpus(seed: int, size: int = 6000) -> list[str]:
@@ -92,22 +99,24 @@ def make_processor(seed: int = 0) -> MiniCPMV4_6Processor:
     )
 
 
-def model_config(tokenizer: TokenizersBackend) -> MiniCPMV4_6Config:
-    """The shapes of `tiny`: 5.7 million parameters."""
+def model_config(tokenizer: TokenizersBackend, shape: str = "tiny") -> MiniCPMV4_6Config:
+    """The configuration of one of SHAPES; `tiny` has 5.7 million parameters."""
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL}
     stop = ids["<|im_end|>"]
-    text = {
+    text: dict[str, Any] = {
         "model_type": "qwen3_5_text", "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": 512,
         "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
         "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
         "linear_num_key_heads": 2, "linear_num_value_heads": 2, "full_attention_interval": 4,
-        "layer_types": ["linear_attention"] * 3 + ["full_attention"], "max_position_embeddings": 32768,
+        "max_position_embeddings": 32768,
         "attn_output_gate": True, "mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False,
         "mamba_ssm_dtype": "float32", "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "dtype": "bfloat16",
         "eos_token_id": stop, "pad_token_id": ids["<|endoftext|>"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25,
                             "mrope_interleaved": True, "mrope_section": [3, 3, 2]},
-    }  # fmt: skip
+    } | SHAPES[shape]  # fmt: skip
+    period = ["linear_attention"] * 3 + ["full_attention"]
+    text["layer_types"] = period * (text["num_hidden_layers"] // len(period))
     vision = {
         "model_type": "minicpmv4_6_vision", "hidden_size": 128, "intermediate_size": 304, "num_hidden_layers": 5,
         "num_attention_heads": 4, "image_size": 980, "patch_size": 14, "insert_layer_id": 1, "dtype": "bfloat16",
@@ -120,11 +129,20 @@ def model_config(tokenizer: TokenizersBackend) -> MiniCPMV4_6Config:
     )  # fmt: skip
 
 
-def write_side_files(folder: Path, seed: int = 0) -> MiniCPMV4_6Config:
-    """Write everything but the weights into `folder` and return the configuration."""
+def write_side_files(folder: Path, seed: int = 0, shape: str = "tiny", base: Path | None = None) -> MiniCPMV4_6Config:
+    """Write everything but the weights into `folder` and return the configuration.
+
+    With `base`, a checkpoint, its tokenizer and processors are copied instead of made anew.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if base:
+        for file in [*base.glob("*.json"), *base.glob("*.jinja")]:
+            shutil.copyfile(file, folder / file.name)
+        config = model_config(AutoProcessor.from_pretrained(folder).tokenizer, shape)
+        config.save_pretrained(folder)
+        return config
     processor = make_processor(seed)
-    config = model_config(processor.tokenizer)
+    config = model_config(processor.tokenizer, shape)
     processor.save_pretrained(folder)
     # transformers 5 folds these two into processor_config.json; vLLM and older readers look for the files.
     for name, part in (("preprocessor", processor.image_processor), ("video_preprocessor", processor.video_processor)):

@@ -3,8 +3,10 @@
     python scripts/train_tiny.py --stage all --minutes 70 --out build/tiny
 
 Stages: `vision` (pictures only), `chat` (starts from --start or <out>/vision.pt), `all` (both). Two CPU cores take
-about 70 minutes; a GPU is used where there is one. A line a minute goes to <out>/log.txt with the step, the losses
-and the exact match on the validation split (digits and texts that no other split has).
+about 70 minutes; a GPU is used where there is one. --shape picks the language model's shape; with --base a checkpoint
+lends its tokenizer, processors and vision side, so that stage `chat` alone is enough. A line a minute goes to
+<out>/log.txt with the step, the losses and the exact match on the validation split (digits and texts that no other
+split has).
 """
 
 import argparse
@@ -296,6 +298,9 @@ def run(rank: int, options: argparse.Namespace) -> None:
         meeting = f"file://{(options.out / f'meeting-{os.getppid()}').resolve()}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
     trainer = Trainer(options.out, options.seed, rank, world)
+    if options.base:
+        other = tinymodel.take_vision(trainer.model, trainer.grid, options.base)
+        trainer.log(f"vision side of {options.base}, but for " + (", ".join(other) or "nothing"))
     if options.start:
         trainer.parts.load_state_dict(torch.load(options.start, map_location=trainer.device))
     share = {"vision": 1.0, "chat": 0.0, "all": 0.3}[options.stage]
@@ -313,6 +318,8 @@ def main() -> None:
         "--minutes", type=float, default=70, help="for all stages together; the vision stage gets 30 %% of it"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shape", choices=tuple(tinytok.SHAPES), default="tiny", help="where <out>/side is made anew")
+    parser.add_argument("--base", type=Path, default=None, help="checkpoint to take tokenizer and vision side from")
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
     parser.add_argument("--start", type=Path, default=None, help="weights to go on from (vision.pt or chat.pt)")
     parser.add_argument("--batch", type=int, default=48, help="samples a worker and step")
@@ -324,7 +331,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.out / "side" / "tokenizer.json").exists():
-        tinytok.write_side_files(options.out / "side")
+        tinytok.write_side_files(options.out / "side", shape=options.shape, base=options.base)
     if options.workers > 1:
         torch.multiprocessing.start_processes(run, (options,), nprocs=options.workers, start_method="fork")
     else:

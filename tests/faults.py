@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quantkit.formats import awq as layout
+from quantkit.formats.words import pack_rows, unpack_rows
 from quantkit.grid import GridSpec, full_range, grid_of, round_to_grid
 from quantkit.tensorfile import CHECKSUM_FILE, write_checksums
 
@@ -626,3 +627,181 @@ FAULTS += [
         "side files", "added_tokens[0].special",
     ),
 ]  # fmt: skip
+
+
+# ---- other layouts ------------------------------------------------------------------------------------------------
+
+# name of a variant in tests/test_integrity.py -> the faults that are planted in it
+LAYOUT_FAULTS: dict[str, list[Fault]] = {}
+GPTQ, GPTQ_FIXED, GPTQ_THREE, GPTQ_TWO = "gptq, zero points", "gptq", "gptq, 3 bits", "gptq, 2 bits"
+COMPRESSED, COMPRESSED_FIXED = "compressed-tensors", "compressed-tensors, symmetric"
+
+
+def plant_in(variant: str, name: str, check: str, word: str) -> Callable[[Damage], Damage]:
+    """Enter the function into the table of ``variant``."""
+
+    def enter(damage: Damage) -> Damage:
+        LAYOUT_FAULTS.setdefault(variant, []).append(Fault(name, damage, check, word))
+        return damage
+
+    return enter
+
+
+def _each(folder: Path, suffix: str, change: Callable[[Tensor], Tensor]) -> None:
+    with Weights(folder) as tensors:
+        for name in [name for name in tensors if name.endswith(suffix)]:
+            tensors[name] = change(tensors[name])
+
+
+@plant_in(GPTQ, "version 2 labelled 1", "weights", "zero points are off by +1")
+def version_2(folder: Path, source: Path) -> None:
+    def one_more(words: Tensor) -> Tensor:
+        return pack_rows((unpack_rows(words, 4) + 1).clamp(max=15), 4)
+
+    _each(folder, ".qzeros", one_more)
+
+
+@plant_in(GPTQ_FIXED, "version 2 labelled 1, symmetric", "scales", "zero points are not 8 (one is 9)")
+@plant_in(GPTQ_FIXED, "version 2 labelled 1, symmetric: the weights", "weights", "zero points are off by +1")
+def version_2_fixed(folder: Path, source: Path) -> None:
+    version_2(folder, source)
+
+
+@plant_in(GPTQ_THREE, "version 2 labelled 1, 3 bits", "weights", "zero points")
+def version_2_three(folder: Path, source: Path) -> None:
+    _each(folder, ".qzeros", lambda words: pack_rows((unpack_rows(words, 3) + 1).clamp(max=7), 3))
+
+
+@plant_in(GPTQ_THREE, "bits of 3-bit words in the other order", "weights", "linear_attn.in_proj_qkv")
+def bit_order(folder: Path, source: Path) -> None:
+    def other_end(words: Tensor) -> Tensor:
+        found = torch.zeros_like(words)
+        for bit in range(32):
+            found |= ((words >> bit) & 1) << (31 - bit)
+        return found
+
+    _each(folder, ".qweight", other_end)
+
+
+@plant_in(GPTQ_THREE, "10 codes of 3 bits a word", "weights", "mlp.gate_proj")
+def ten_a_word(folder: Path, source: Path) -> None:
+    """The codes that a packer writes which starts every word anew: ten in each, two bits lost."""
+
+    def anew(words: Tensor) -> Tensor:
+        codes = unpack_rows(words.T.contiguous(), 3).to(torch.int32)
+        found = torch.zeros(codes.shape[0], words.shape[0], dtype=torch.int32)
+        for place in range(10):
+            column = codes[:, place::10]
+            width = min(column.shape[1], found.shape[1])
+            found[:, :width] |= column[:, :width] << (3 * place)
+        return found.T.contiguous()
+
+    _each(folder, ".qweight", anew)
+
+
+@plant_in(GPTQ, "groups transposed, in the right shape", "weights", "scales are transposed")
+@plant_in(GPTQ_THREE, "groups transposed, in the right shape, 3 bits", "weights", "scales")
+def groups_transposed(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        scales = tensors[f"{QKV}.scales"]
+        tensors[f"{QKV}.scales"] = scales.T.contiguous().view(scales.shape)
+
+
+@plant_in(GPTQ, "g_idx shuffled", "scales", "mlp.gate_proj.g_idx: channels are not in the order")
+def g_idx_shuffled(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        order = tensors[f"{GATE}.g_idx"]
+        tensors[f"{GATE}.g_idx"] = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(0))]
+
+
+@plant_in(GPTQ, "g_idx all zero", "scales", "does not give every group")
+def g_idx_zero(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        tensors[f"{GATE}.g_idx"].zero_()
+
+
+@plant_in(GPTQ, "g_idx too short", "accounting", "do not belong together")
+def g_idx_short(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        tensors[f"{GATE}.g_idx"] = tensors[f"{GATE}.g_idx"][:-1]
+
+
+@plant_in(GPTQ, "scales of another layer", "weights", "scales do not belong")
+@plant_in(GPTQ_THREE, "scales of another layer, 3 bits", "weights", "scales do not belong")
+@plant_in(GPTQ_TWO, "scales of another layer, 2 bits", "weights", "scales do not belong")
+def scales_of_another_layer(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        tensors[f"{GATE}.scales"] = tensors[f"{LAYERS}2.mlp.gate_proj.scales"].clone()
+
+
+@plant_in(COMPRESSED, "scales of another layer, compressed-tensors", "weights", "scales do not belong")
+def compressed_scales(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        tensors[f"{GATE}.weight_scale"] = tensors[f"{LAYERS}2.mlp.gate_proj.weight_scale"].clone()
+
+
+@plant_in(COMPRESSED_FIXED, "the sign's offset forgotten", "weights", "linear_attn.in_proj_qkv")
+def sign_offset(folder: Path, source: Path) -> None:
+    """code - 8 in two's complement, as the format's own numbers are before it packs them."""
+    _each(folder, ".weight_packed", lambda words: pack_rows((unpack_rows(words, 4) + 8) % 16, 4))
+
+
+@plant_in(COMPRESSED, "zero points off by one, compressed-tensors", "weights", "zero points are off by +1")
+def compressed_zeros(folder: Path, source: Path) -> None:
+    def one_more(words: Tensor) -> Tensor:
+        zeros = (unpack_rows(words.T.contiguous(), 4) + 1).clamp(max=15)
+        return pack_rows(zeros, 4).T.contiguous()
+
+    _each(folder, ".weight_zero_point", one_more)
+
+
+@plant_in(COMPRESSED, "zero points of too few groups", "accounting", "do not belong together")
+def compressed_zeros_cut(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        tensors[f"{GATE}.weight_zero_point"] = tensors[f"{GATE}.weight_zero_point"][:-1]
+
+
+@plant_in(COMPRESSED, "a linear of another layer, compressed-tensors", "weights", "layer 2")
+def compressed_layer(folder: Path, source: Path) -> None:
+    with Weights(folder) as tensors:
+        for suffix in ("weight_packed", "weight_scale", "weight_zero_point"):
+            tensors[f"{GATE}.{suffix}"] = tensors[f"{LAYERS}2.mlp.gate_proj.{suffix}"].clone()
+
+
+def _quantization(change: Callable[[dict[str, Any]], None]) -> Damage:
+    return lambda folder, source: edit_json(
+        folder / "config.json", lambda config: change(config["quantization_config"])
+    )
+
+
+def _weights_of(**changes: Any) -> Damage:
+    return _quantization(lambda config: config["config_groups"]["group_0"]["weights"].update(changes))
+
+
+def _keep_only(word: str) -> Damage:
+    """Forget every entry of ``ignore`` with this word."""
+    return _quantization(lambda config: config.update(ignore=[one for one in config["ignore"] if word not in one]))
+
+
+def _dynamic(pattern: str, **changes: Any) -> Damage:
+    return _quantization(lambda config: config.update(dynamic=config["dynamic"] | {pattern: changes}))
+
+
+for _variant, _entries in {
+    GPTQ: [
+        Fault("other bits in dynamic", _dynamic(r"+:.*1\.mlp\.down_proj$", bits=8), "config", "bits is 8"),
+        Fault("other groups in dynamic", _dynamic(r"+:.*1\.mlp\.down_proj$", group_size=32), "config", "group_size"),
+        Fault("sym of a file with zero points", _quantization(lambda c: c.update(sym=True)), "scales", "sym is true"),
+        Fault("desc_act missing", _quantization(lambda c: c.pop("desc_act")), "config", "desc_act"),
+        Fault("a quantized linear left out", _dynamic(r"-:.*2\.mlp\.down_proj", bits=4), "skip list", "down_proj"),
+        Fault("no pattern in dynamic", _dynamic("+:(", bits=4), "config", "no regular expression"),
+    ],
+    COMPRESSED: [
+        Fault("num_bits wrong", _weights_of(num_bits=8), "config", "bits is 8"),
+        Fault("group_size wrong, compressed-tensors", _weights_of(group_size=32), "config", "group_size is 32"),
+        Fault("symmetric wrong", _weights_of(symmetric=True), "config", "symmetric is True"),
+        Fault("vision forgotten in ignore", _keep_only("vision_tower"), "skip list", "Transformers"),
+    ],
+    COMPRESSED_FIXED: [Fault("asymmetric named", _weights_of(symmetric=False), "config", "symmetric is False")],
+}.items():
+    LAYOUT_FAULTS.setdefault(_variant, []).extend(_entries)

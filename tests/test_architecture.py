@@ -24,15 +24,17 @@ ALLOWED = {
     "stats_file": {"errors", "model", "output", "statistics", "tensorfile"},
     "methods": {"errors", "fold", "grid", "model"},
     "formats": {"errors", "grid"},
+    "blockwise": {"errors", "fold", "grid", "methods", "model", "plan", "recipe", "statistics"},
     "plan": {"checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
     "report": {"calibration", "errors", "verify"},
     "quantize": {
-        "calibration", "checkpoint", "errors", "fold", "formats", "grid", "methods", "model", "output", "plan",
+        "blockwise", "calibration", "checkpoint", "errors", "formats", "grid", "methods", "model", "output", "plan",
         "recipe", "statistics", "stats_file",
     },
-    "cli": {"calibration", "checkpoint", "errors", "plan", "quantize", "recipe", "report", "verify"},
+    "bnb": {"checkpoint", "errors", "formats", "grid", "model", "output", "plan", "quantize", "recipe"},
+    "cli": {"bnb", "calibration", "checkpoint", "errors", "plan", "quantize", "recipe", "report", "verify"},
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip
@@ -80,5 +82,5 @@ def test_help_imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in result.stdout
-    for command in ("awq", "gptq", "rtn", "verify", "compare", "calib"):
+    for command in ("awq", "gptq", "rtn", "bnb", "verify", "compare", "calib"):
         assert command in result.stdout

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from quantkit.fold import expand
-from quantkit.grid import GridSpec, fake_quantize, full_range, grid_of
-from quantkit.methods import METHODS, awq
+from quantkit.grid import GridSpec, QuantizedWeight, fake_quantize, full_range, grid_of
+from quantkit.methods import METHODS, SOLVERS, Rounding, awq
 from quantkit.methods.loss import loss, relative_error, row_losses
-from quantkit.methods.solver import SOLVERS
+from quantkit.methods.awq import FeedbackJudge
+from quantkit.methods.solver import factorise, feedback
 from quantkit.model import Feeder
 
 
@@ -108,9 +109,9 @@ def test_inputs_are_not_changed() -> None:
     copies = weight.clone(), gram.clone()
     for method in METHODS.values():
         for solver in SOLVERS:
-            method.quantize(weight, gram, GridSpec(4, 32), solver)
-        if method.find_scale:
-            method.find_scale([weight], gram, Feeder("rows", "up", 64), GridSpec(4, 32))
+            rounding = Rounding(solver)
+            method.quantize(weight, gram, GridSpec(4, 32), rounding)
+            method.find_scale([weight], gram, Feeder("rows", "up", 64), GridSpec(4, 32), rounding.factor(gram))
     assert torch.equal(weight, copies[0]) and torch.equal(gram, copies[1])
 
 
@@ -122,3 +123,34 @@ def test_dead_channels_and_singular_gram_are_no_obstacle() -> None:
     found = awq.find_scale([weight], gram, Feeder("rows", "up", 64), GridSpec(4, 32))
     assert found.scale is None or torch.isfinite(found.scale).all()
     assert torch.isfinite(METHODS["awq"].quantize(weight, gram, GridSpec(4, 32)).dequantize()).all()
+
+
+def test_a_solver_that_feeds_errors_forward_has_scales_of_its_own() -> None:
+    """Its judge counts what later columns cannot answer: GPTQ's own loss of the scaled weight, and the scale lowers it."""
+    weight, _, gram = _problem(outputs=256)
+    spec, feeder = GridSpec(4, 32), Feeder("one_plus_weight", "norm", 64)
+    factor = factorise(gram)
+    found = awq.find_scale([weight], gram, feeder, spec, FeedbackJudge(factor))
+    exact = awq.find_scale([weight], gram, feeder, spec)
+    assert found.scale is not None and exact.scale is not None
+
+    def solved(scale: torch.Tensor) -> float:
+        scaled = weight * scale
+        grid = grid_of(full_range(scaled, spec), spec)
+        codes = feedback(scaled, factor.scaled(scale), *grid, spec)
+        result = QuantizedWeight(codes, *grid, spec).dequantize() / scale
+        return loss(result - weight, gram)
+
+    losses = {name: solved(scale) for name, scale in
+              (("none", torch.ones(64)), ("own", found.scale), ("exact", exact.scale))}  # fmt: skip
+    assert losses["own"] < losses["exact"] < losses["none"]
+
+
+def test_the_factor_of_scaled_inputs_needs_no_decomposition() -> None:
+    _, _, gram = _problem()
+    scale = torch.rand(64, generator=torch.Generator().manual_seed(1)) + 0.5
+    scaled = factorise(gram).scaled(scale)
+    damped = gram.double() + 0.01 * gram.double().diagonal().mean() * torch.eye(64, dtype=torch.float64)
+    expected = (damped / scale.double().outer(scale.double()))[scaled.order][:, scaled.order]
+    upper = scaled.upper.double()
+    assert torch.allclose(upper.T @ upper @ expected, torch.eye(64, dtype=torch.float64), atol=1e-3)

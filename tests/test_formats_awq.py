@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit.errors import QuantkitError
-from quantkit.formats import awq
+from quantkit.formats import Contents, awq
 from quantkit.grid import GridSpec, QuantizedWeight
 
 
@@ -65,6 +65,6 @@ def test_what_the_layout_cannot_hold_is_refused() -> None:
 
 
 def test_config_reads_back() -> None:
-    config = awq.quantization_config(GridSpec(4, 64), ["lm_head"])
+    config = awq.quantization_config(Contents(GridSpec(4, 64), {}, ["lm_head"], "model.layers.", "test"))
     assert awq.spec_of(config) == GridSpec(4, 64)
     assert config["quant_method"] == "awq" and config["version"] == "gemm" and config["zero_point"] is True

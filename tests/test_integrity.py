@@ -11,7 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import FAULTS, GATE, LAYERS, LINEAR, Fault, Weights, edit_json
+from faults import (
+    COMPRESSED,
+    COMPRESSED_FIXED,
+    FAULTS,
+    GATE,
+    GPTQ,
+    GPTQ_FIXED,
+    GPTQ_THREE,
+    GPTQ_TWO,
+    LAYERS,
+    LAYOUT_FAULTS,
+    LINEAR,
+    Fault,
+    Weights,
+    edit_json,
+)
 from safetensors.torch import save_file
 
 from quantkit.checkpoint import Checkpoint, open_checkpoint
@@ -48,6 +63,33 @@ GOOD: dict[str, dict[str, object]] = {
     "rtn, float32": {"method": "rtn", "dtype": "float32"},
     "float16, one sample": {"dtype": "float16", "samples": 1},
 }
+
+# good variants of the other layouts; all but the symmetric GPTQ files of 4 and 8 bits are too much for vLLM 0.32
+OTHER_GOOD: dict[str, dict[str, object]] = {
+    GPTQ_FIXED: {"method": "gptq"},
+    GPTQ: {"method": "gptq", "symmetric": False, "solver": "gptq"},
+    GPTQ_THREE: {"method": "gptq", "bits": 3, "group_size": 32},
+    "gptq, 3 bits, symmetric, whole rows": {"method": "gptq", "bits": 3, "symmetric": True, "group_size": -1},
+    GPTQ_TWO: {"method": "gptq", "bits": 2, "group_size": 64},
+    "gptq, 2 bits, symmetric": {"method": "gptq", "bits": 2, "symmetric": True},
+    "gptq, 2 bits, rounded rows": {
+        "method": "gptq", "bits": 2, "symmetric": True, "group_size": -1, "solver": "rtn", "scales": False,
+    },
+    "gptq, 8 bits": {"method": "gptq", "bits": 8, "group_size": 32},
+    "gptq, 8 bits, zero points, no scales": {
+        "method": "gptq", "bits": 8, "symmetric": False, "solver": "gptq", "scales": False,
+    },
+    "gptq, 4 bits, no scales, layers kept": {
+        "method": "gptq", "scales": False, "keep": ("self_attn", "layers.2.mlp.down_proj"),
+    },
+    COMPRESSED: {"method_format": "compressed-tensors"},
+    COMPRESSED_FIXED: {"method_format": "compressed-tensors", "symmetric": True, "solver": "gptq"},
+    "compressed-tensors, 2 bits": {"method_format": "compressed-tensors", "bits": 2, "group_size": 32},
+    "compressed-tensors, 3 bits, a layer kept": {
+        "method_format": "compressed-tensors", "bits": 3, "keep": ("layers.1.mlp.up_proj",),
+    },
+    "compressed-tensors, 8 bits, whole rows": {"method_format": "compressed-tensors", "bits": 8, "group_size": -1},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +149,16 @@ def test_good_variants_raise_no_alarm(name: str, maker: Maker, source: Checkpoin
     assert outcome.checks == [entry.name for entry in CHECKS]
 
 
+@pytest.mark.parametrize("name", OTHER_GOOD)
+def test_good_variants_of_other_layouts_raise_no_alarm(name: str, maker: Maker, source: Checkpoint) -> None:
+    outcome = check(_open(maker(name, **OTHER_GOOD[name])), source)
+    assert outcome.ok, [str(finding) for finding in outcome.findings]
+    config = _open(maker(name)).config["quantization_config"]
+    refused = config["quant_method"] == "gptq" and (config["bits"], config["sym"]) not in ((4, True), (8, True))
+    words = ["vLLM 0.32 does not load GPTQ's" in finding.message for finding in outcome.findings]
+    assert words == [True] * refused, [str(finding) for finding in outcome.findings]
+
+
 def test_a_source_is_a_good_copy_of_itself(source: Checkpoint) -> None:
     outcome = check(source, source)
     assert outcome.findings == []
@@ -141,6 +193,21 @@ def test_planted_faults_are_caught_and_named(fault: Fault, good: Path, source: C
     outcome = check(_open(folder), source)
     caught = [finding for finding in outcome.errors if finding.check == fault.check]
     assert any(fault.word in f"{finding.where}: {finding.message}" for finding in caught), outcome.errors
+
+
+@pytest.mark.parametrize(
+    ("variant", "fault"),
+    [(variant, fault) for variant, faults in LAYOUT_FAULTS.items() for fault in faults],
+    ids=lambda value: value.name if isinstance(value, Fault) else None,
+)
+def test_planted_faults_of_other_layouts_are_caught(
+    variant: str, fault: Fault, maker: Maker, source: Checkpoint, tmp_path: Path
+) -> None:
+    folder = _copy(maker(variant, **OTHER_GOOD[variant]), tmp_path / "x")
+    fault.plant(folder, source.path)
+    outcome = check(_open(folder), source)
+    caught = [f"{finding.where}: {finding.message}" for finding in outcome.errors if finding.check == fault.check]
+    assert any(fault.word in text for text in caught), outcome.errors[:5]
 
 
 def test_the_table_of_faults_is_sound() -> None:
@@ -298,8 +365,9 @@ def test_gptq_rules() -> None:
     dynamic: dict[str, object] = {"dynamic": {r"-:.*self_attn.*": {}, r"+:.*mlp.*": {"bits": 8}}}
     for runtime in (VLLM, SGLANG):
         assert not _quantized(runtime, "gptq", dynamic, q) and _quantized(runtime, "gptq", dynamic, down)
-    with pytest.raises(QuantkitError, match="not known"):
-        rule_of(TRANSFORMERS, "gptq", dynamic)
+    assert _quantized(TRANSFORMERS, "gptq", dynamic, q)  # optimum does not read it
+    blocks: dict[str, object] = {"block_name_to_quantize": "model.language_model.layers.1"}
+    assert not _quantized(TRANSFORMERS, "gptq", blocks, q)
 
 
 def test_compressed_tensors_rules() -> None:
@@ -387,6 +455,10 @@ def _other_layout(name: str, layout: str, out: int, inputs: int) -> dict[str, to
 OTHERS: dict[str, dict[str, object]] = {
     "gptq": {
         "quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True,
+        "modules_in_block_to_quantize": [
+            [f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "out_proj")],
+            [f"self_attn.{letter}_proj" for letter in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")],
+        ],
         "dynamic": {"-:.*vpm.*": {}, "-:.*vit_merger.*": {}, "-:.*resampler.*": {}, "-:.*in_proj_ba": {}},
     },
     "compressed-tensors": {
@@ -405,21 +477,75 @@ OTHERS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", OTHERS)
-def test_other_layouts_are_recognised_and_what_is_not_checked_is_said(
-    layout: str, good: Path, source: Checkpoint, tmp_path: Path
+def test_bitsandbytes_is_recognised_and_what_is_not_checked_is_said(
+    good: Path, source: Checkpoint, tmp_path: Path
 ) -> None:
-    made = _pack_otherwise(good, tmp_path / "x", layout, OTHERS[layout])
-    linears = find_linears(made)
-    packed = [linear for linear in linears.values() if linear.packed]
-    assert len(packed) == 25 and {linear.layout for linear in packed} == {layout}
-    if layout != "bitsandbytes":
-        assert {(linear.bits, linear.group_size) for linear in packed} == {(4, 128)}
+    made = _pack_otherwise(good, tmp_path / "x", "bitsandbytes", OTHERS["bitsandbytes"])
+    packed = [linear for linear in find_linears(made).values() if linear.packed]
+    assert len(packed) == 25 and {linear.layout for linear in packed} == {"bitsandbytes"}
     for reference in (None, source):
         outcome = check(made, reference)
         assert outcome.ok, outcome.errors
         assert all("not checked" in finding.message for finding in outcome.findings), outcome.findings
     assert any(finding.check == "weights" for finding in outcome.findings)
+
+
+@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
+def test_files_as_other_tools_describe_them_raise_no_alarm(
+    layout: str, maker: Maker, source: Checkpoint, tmp_path: Path
+) -> None:
+    variant = {"gptq": GPTQ_FIXED, "compressed-tensors": COMPRESSED_FIXED}[layout]
+    folder = _copy(maker(variant, **OTHER_GOOD[variant]), tmp_path / "x")
+    (folder / "quantkit.json").unlink()
+    edit_json(folder / "config.json", lambda config: config.update(quantization_config=OTHERS[layout]))
+    packed = [linear for linear in find_linears(_open(folder)).values() if linear.packed]
+    assert len(packed) == 25 and {linear.layout for linear in packed} == {layout}
+    assert {(linear.bits, linear.group_size) for linear in packed} == {(4, 128)}
+    for reference in (None, source):
+        assert check(_open(folder), reference).findings == []
+
+
+def test_channels_ordered_by_activation_are_no_fault_and_not_checked(
+    maker: Maker, source: Checkpoint, tmp_path: Path
+) -> None:
+    folder = _copy(maker(GPTQ_FIXED, **OTHER_GOOD[GPTQ_FIXED]), tmp_path / "x")
+    with Weights(folder) as tensors:
+        order = tensors[f"{GATE}.g_idx"]
+        tensors[f"{GATE}.g_idx"] = order.flip(0)
+    write_checksums(folder, ["model.safetensors"])
+    _requantize(folder, desc_act=True)
+    outcome = check(_open(folder), source)
+    assert outcome.ok, outcome.errors
+    words = {finding.where: finding.message for finding in outcome.findings}
+    assert "ordered by activation" in words[GATE] and "does not load" in words["quantization_config.desc_act"]
+
+
+def _requantize(folder: Path, **changes: object) -> None:
+    edit_json(folder / "config.json", lambda config: config["quantization_config"].update(changes))
+
+
+def test_mixed_bits_in_gptq(maker: Maker, source: Checkpoint, tmp_path: Path) -> None:
+    """Of 8 bits beside 4: Transformers cannot, vLLM can if ``dynamic`` names the modules as vLLM calls them."""
+    eight = maker("gptq, 8 bits, groups of 128", method="gptq", bits=8)
+    folder = _copy(maker(GPTQ_FIXED, **OTHER_GOOD[GPTQ_FIXED]), tmp_path / "x")
+    moved = [f"{LINEAR}mlp.gate_proj", f"{LINEAR}mlp.up_proj"]
+    others = _tensors(eight)
+    with Weights(folder) as tensors:
+        for name in moved:
+            tensors |= {key: value for key, value in others.items() if key.startswith(f"{name}.")}
+    write_checksums(folder, ["model.safetensors"])
+    plain = json.loads((folder / "config.json").read_text())["quantization_config"]["dynamic"]
+    own = {rf"+:.*layers\.1\.mlp\.{part}$": {"bits": 8} for part in ("gate_proj", "up_proj")}
+    both = own | {r"+:.*layers\.1\.mlp\.gate_up_proj$": {"bits": 8}}
+    for rules, runtimes in ((own, {"Transformers", "vLLM", "SGLang"}), (both, {"Transformers"}), ({}, None)):
+        _requantize(folder, dynamic=plain | rules)
+        findings = [f for f in check(_open(folder), source).findings if f.check in ("skip list", "config")]
+        if runtimes is None:
+            assert any(f.check == "config" and "bits is 4" in f.message for f in findings)
+        else:
+            assert {f.message.split(" ")[0] for f in findings} == runtimes, findings
+            assert all(f.check == "skip list" for f in findings)
+            assert next(f for f in findings if "Transformers" in f.message).severity == "warning"
 
 
 @pytest.mark.parametrize("layout", OTHERS)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import quantkit
-from quantkit.formats import awq
+from quantkit.formats import Contents, awq
 from quantkit.grid import GridSpec, full_range, grid_of, round_to_grid
-from quantkit.model import UNQUANTIZED_MODULES, sglang_names
+from quantkit.model import LAYERS_PREFIX, UNQUANTIZED_MODULES, sglang_names
 
 TINY = Path(quantkit.__file__).parent / "data" / "tiny"
 SPEC = GridSpec(bits=4, group_size=64)
@@ -26,9 +26,8 @@ _KEPT = [
         else tuple(f"self_attn.{letter}_proj" for letter in "qkvo")
     )
 ]
-AWQ_CONFIG = {
-    "quantization_config": awq.quantization_config(SPEC, [*UNQUANTIZED_MODULES, *_KEPT, *sglang_names(_KEPT)])
-}
+_SKIPPED = [*UNQUANTIZED_MODULES, *_KEPT, *sglang_names(_KEPT)]
+AWQ_CONFIG = {"quantization_config": awq.quantization_config(Contents(SPEC, {}, _SKIPPED, LAYERS_PREFIX, "test"))}
 
 Tensors = dict[str, Tensor]
 

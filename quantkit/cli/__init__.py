@@ -9,7 +9,8 @@ import typer
 
 from quantkit import __version__
 from quantkit.cli.calib import calib
-from quantkit.cli.quantize import awq, gptq, rtn
+from quantkit.cli.inspect import inspect
+from quantkit.cli.quantize import awq, bnb, gptq, rtn
 from quantkit.cli.shared import console, errors, escape
 from quantkit.cli.verify import compare, verify
 from quantkit.errors import QuantkitError
@@ -43,8 +44,10 @@ def _root(
 app.command(epilog="Example: quantkit awq --model openbmb/MiniCPM-V-4.6 --out MiniCPM-V-4.6-AWQ")(awq)
 app.command(epilog="Example: quantkit gptq --model openbmb/MiniCPM-V-4.6 --bits 3 --out MiniCPM-V-4.6-GPTQ-3bit")(gptq)
 app.command(epilog="Example: quantkit rtn --model tiny --out tiny-rtn")(rtn)
+app.command(epilog="Example: quantkit bnb --model openbmb/MiniCPM-V-4.6 --type nf4 --out MiniCPM-V-4.6-NF4")(bnb)
 app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
+app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)
 app.add_typer(calib)
 
 

@@ -1,4 +1,4 @@
-"""`quantkit awq` and `quantkit rtn`: options in, one call, a table out."""
+"""`quantkit awq`, `gptq`, `rtn` and `bnb`: options in, one call, a table out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from quantkit.cli.options import with_options
 from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
-from quantkit.recipe import RUN, CalibrationOptions, ModelOptions, QuantizeOptions
+from quantkit.recipe import RUN, BnbOptions, CalibrationOptions, ModelOptions, QuantizeOptions
 
 if TYPE_CHECKING:
     from quantkit.plan import Plan
@@ -52,9 +52,33 @@ def rtn(given: dict[str, Any], dry_run: DryRun = False) -> None:
     _run(_options("rtn", given | {"solver": "rtn"}), dry_run)
 
 
+@with_options(BnbOptions)
+def bnb(given: dict[str, Any], dry_run: DryRun = False) -> None:
+    """Round to NF4, FP4 or INT8 with bitsandbytes, without any data: to load anywhere Transformers runs, and for QLoRA.
+
+    Needs the package bitsandbytes (pip install 'quantkit[bnb]'). The vision tower, the mergers and the embedding stay
+    as they are.
+    """
+    options = BnbOptions(**given | {"out": given["out"] or _default_out(given["model"], given["type"])})
+    with console.status("loading torch and transformers"):
+        quiet_libraries()
+        from quantkit.bnb import plan_bnb, quantize_bnb
+        from quantkit.checkpoint import open_checkpoint
+    if dry_run:
+        checkpoint = open_checkpoint(options.model, options.revision, options.token, verify_checksums=False)
+        _print_plan(plan_bnb(checkpoint, options), checkpoint.name, options)
+        return
+    with progress() as report:
+        outcome = quantize_bnb(options, report)
+    _print_outcome(outcome)
+
+
 def _options(method: str, given: dict[str, Any]) -> QuantizeOptions:
-    out = given["out"] or Path(f"{given['model'].rstrip('/').split('/')[-1]}-{method.upper()}")
-    return QuantizeOptions(**given | {"method": method, "out": out})
+    return QuantizeOptions(**given | {"method": method, "out": given["out"] or _default_out(given["model"], method)})
+
+
+def _default_out(model: str, method: str) -> Path:
+    return Path(f"{model.rstrip('/').split('/')[-1]}-{method.upper()}")
 
 
 def _run(options: QuantizeOptions, dry_run: bool) -> None:
@@ -74,7 +98,7 @@ def _run(options: QuantizeOptions, dry_run: bool) -> None:
     _print_outcome(outcome)
 
 
-def _print_plan(plan: Plan, name: str, options: QuantizeOptions) -> None:
+def _print_plan(plan: Plan, name: str, options: QuantizeOptions | BnbOptions) -> None:
     table = Table(title=f"{name}: what {options.method} would quantize", title_justify="left")
     for heading, justify in (("linear", "left"), ("layers", "right"), ("shape", "right"), ("bits", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -100,6 +124,17 @@ def _print_kept(plan: Plan) -> None:
         console.print(f"also kept: {name} (vLLM fuses it with {fused.rpartition('.')[2]})", highlight=False)
 
 
+def _print_notes(outcome: Outcome) -> None:
+    """Where the rounding fell back, a line a note with the first linear that it is about."""
+    rows: dict[str, list[str]] = {}
+    for row in outcome.rows:
+        for note in row.notes:
+            rows.setdefault(note, []).append(row.name)
+    for note, names in rows.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        console.print(f"[yellow]note:[/] {names[0]}{others}: {escape(note)}", highlight=False, soft_wrap=True)
+
+
 def _print_outcome(outcome: Outcome) -> None:
     plan = outcome.plan
     table = Table(title=escape(str(outcome.out)), title_justify="left")
@@ -119,6 +154,7 @@ def _print_outcome(outcome: Outcome) -> None:
         )  # fmt: skip
     console.print(table)
     _print_kept(plan)
+    _print_notes(outcome)
     if outcome.samples:
         console.print("error: share of the output's energy over the calibration tokens", style="dim")
         console.print(f"calibrated on {outcome.samples} conversations, {outcome.tokens} tokens", highlight=False)

@@ -118,7 +118,7 @@ def is_symmetric(config: Mapping[str, Any]) -> bool:
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
     """The ``quantization_config`` of config.json: a group a width."""
-    groups = {}
+    groups: dict[str, dict[str, Any]] = {}
     for bits in sorted({spec.bits for spec in contents.grids.values()}):
         names = [name for name, spec in contents.grids.items() if spec.bits == bits]
         groups[f"group_{len(groups)}"] = _group(contents.grids[names[0]], _targets(names, contents.blocks))

@@ -1,4 +1,4 @@
-"""GPTQ's layout, version 1: what Transformers (with gptqmodel and optimum), vLLM and SGLang read as ``quant_method: gptq``.
+"""GPTQ's layout, version 1: what optimum (Transformers), gptqmodel, vLLM and SGLang read as ``quant_method: gptq``.
 
 For a linear with weight [out, in] and groups of g input channels, with b bits a code:
 
@@ -121,7 +121,7 @@ def _tensors(
 
 def quantization_config(contents: Contents) -> dict[str, Any]:
     """The ``quantization_config`` of config.json, and all of quantize_config.json."""
-    left_alone = {rf"-:.*{re.escape(part)}": {} for part in contents.skipped}
+    left_alone: dict[str, dict[str, int]] = {rf"-:.*{re.escape(part)}": {} for part in contents.skipped}
     other = {
         rf"+:.*{re.escape(name.removeprefix(contents.blocks))}$": {"bits": spec.bits}
         for name, spec in contents.grids.items()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantkit.checkpoint import FLOATS
 from quantkit.integrity.findings import Finding, error, some, warning
-from quantkit.integrity.subject import Subject, is_vision
+from quantkit.integrity.subject import Linear, Subject, is_vision
 from quantkit.model import EMBEDDING, HEAD, LANGUAGE_PREFIX, VISION_PREFIXES
 
 NAME, COPIES = "accounting", "copies"
@@ -38,7 +38,7 @@ def _layouts(subject: Subject) -> Iterator[Finding]:
         if linear.layout == "unknown":
             fault = "scales are transposed, or" if _is_transposed(shapes) else "packed"
             yield error(NAME, name, f"{fault} tensors do not belong together: {_shapes(shapes)}")
-        elif linear.layout in ("awq", "gptq") and not _fits(shapes):
+        elif not _fits(linear, shapes):
             yield error(NAME, name, f"packed tensors do not belong together: {_shapes(shapes)}")
         if linear.layout in ("awq", "gptq") and f"{name}.weight" in candidate:
             yield error(NAME, name, "stored twice: packed and as weight")
@@ -50,10 +50,17 @@ def _layouts(subject: Subject) -> Iterator[Finding]:
             yield error(NAME, "quantization_config", f"linears are packed in several layouts (awq and {some(mixed)})")
 
 
-def _fits(shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether qzeros has the groups of scales, and its words the outputs."""
-    scales, qzeros = shapes["scales"], shapes.get("qzeros")
-    return qzeros is not None and len(qzeros) == 2 and qzeros[0] == scales[0] and scales[1] % qzeros[1] == 0
+def _fits(linear: Linear, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether zero points have the groups of the scales and words of as many outputs; g_idx names every input."""
+    bits, out = linear.bits, linear.out_features
+    if linear.layout in ("awq", "gptq"):
+        scales, qzeros = shapes["scales"], shapes.get("qzeros", ())
+        order = shapes.get("g_idx", (linear.in_features,))
+        return bits is not None and qzeros == (scales[0], out * bits // 32) and order == (linear.in_features,)
+    if "weight_packed" in shapes and bits is not None:
+        scales, zeros = shapes["weight_scale"], shapes.get("weight_zero_point")
+        return scales[0] == out and zeros in (None, (-(-out * bits // 32), scales[1]))
+    return True
 
 
 def _is_transposed(shapes: dict[str, tuple[int, ...]]) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from quantkit.errors import QuantkitError
 from quantkit.integrity.findings import Finding, error, some, warning
-from quantkit.integrity.subject import Subject
+from quantkit.integrity.stated import stated
+from quantkit.integrity.subject import Linear, Subject
 from quantkit.tensorfile import CHECKSUM_FILE, strict_json
 
 CONFIG, FILES, CHECKSUMS = "config", "side files", "checksums"
@@ -67,42 +68,45 @@ def _quantization(subject: Subject) -> Iterator[Finding]:
     for name in _NEEDED.get(layout, ()):
         if name not in quantization and _OLD_NAMES.get(name) not in quantization:
             yield error(CONFIG, f"{where}.{name}", "missing")
-    if layout in ("awq", "gptq"):
-        yield from _grid(subject, quantization, layout)
-    elif layout == "compressed-tensors":
-        yield warning(
-            CONFIG, f"{where}.config_groups", "not checked against the tensors: bits and groups of this format"
-        )
+    if layout == "awq":
+        version = str(quantization.get("version", quantization.get("format", "gemm"))).lower()
+        if version != "gemm":
+            yield error(CONFIG, f"{where}.version", f"is {version!r}, the tensors are packed as gemm")
+    for name in ("bits", "group_size") if layout in ("awq", "gptq") else ():
+        value = quantization.get(name, 0)
+        if not isinstance(value, int) or isinstance(value, bool):
+            yield error(CONFIG, f"{where}.{name}", f"is {value!r}, no integer")
+    try:
+        yield from _grids(subject, quantization, layout)
+    except QuantkitError as problem:
+        yield error(CONFIG, where, str(problem))
 
 
-def _grid(subject: Subject, quantization: Mapping[str, Any], layout: str) -> Iterator[Finding]:
-    """bits, group_size and version against the shapes."""
-    version = str(quantization.get("version", quantization.get("format", "gemm"))).lower()
-    if layout == "awq" and version != "gemm":
-        yield error(CONFIG, "quantization_config.version", f"is {version!r}, the tensors are packed as gemm")
-    own = {"bits": "bits", "group_size": "group_size"}
-    dynamic = bool(quantization.get("dynamic"))
-    for field in own:
-        said = quantization.get(field, quantization.get(_OLD_NAMES[field]))
-        if said is None or dynamic:
-            continue
-        wrong = [name for name, linear in subject.packed.items() if not _agrees(field, said, linear)]
-        if wrong:
-            found = getattr(subject.packed[wrong[0]], field)
-            yield error(
-                CONFIG, f"quantization_config.{field}", f"is {said!r}, the tensors' is {found} in {some(wrong)}"
-            )
-    if dynamic:
-        yield warning(
-            CONFIG, "quantization_config.dynamic", "not checked against the tensors: sizes of its own a layer"
-        )
+def _grids(subject: Subject, quantization: Mapping[str, Any], layout: str) -> Iterator[Finding]:
+    """bits, group_size and symmetry of every linear, as its shapes and tensors tell, against what the config says."""
+    wrong: dict[tuple[str, int | bool, int | bool | None], list[str]] = {}
+    for name, linear in subject.packed.items():
+        said = stated(layout, quantization, [name])
+        if said is None or linear.layout != layout:
+            continue  # the skip list's business
+        for field, found in (("bits", linear.bits), ("group_size", linear.group_size)):
+            value = getattr(said, field)
+            if value is not None and not _agrees(value, found, linear):
+                wrong.setdefault((field, value, found), []).append(name)
+        if layout == "compressed-tensors" and said.symmetric is not None:
+            symmetric = f"{name}.weight_zero_point" not in linear.tensors
+            if symmetric != said.symmetric:
+                wrong.setdefault(("symmetric", said.symmetric, symmetric), []).append(name)
+    for (field, value, real), names in wrong.items():
+        where = "config_groups" if layout == "compressed-tensors" else field
+        words = f"{field} is {value!r}, the tensors' is {real} in {some(names)}"
+        yield error(CONFIG, f"quantization_config.{where}", words)
 
 
-def _agrees(field: str, said: object, linear: Any) -> bool:
-    found = getattr(linear, field)
-    if field == "group_size" and found == -1:
-        return said in (-1, linear.in_features)
-    return bool(said == found) and found is not None
+def _agrees(said: int, found: int | None, linear: Linear) -> bool:
+    if found is None:
+        return linear.layout == "compressed-tensors"  # other kinds of it do not tell
+    return said == found or (found == -1 and said == linear.in_features)
 
 
 def _bare(config: Mapping[str, Any]) -> dict[str, Any]:

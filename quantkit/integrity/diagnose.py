@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantkit.grid import QuantizedWeight
 from quantkit.integrity.findings import some
-from quantkit.integrity.fit import Fit, row_cosine
+from quantkit.integrity.fit import Fit, implied_grid, row_cosine
 
 _WORD = 8  # outputs that share a word of AutoAWQ's layout
 _SAME = 0.75  # cosine from which on two rows are the same row
@@ -152,18 +152,8 @@ def _grid_fault(case: Case) -> str | None:
     weight, fit = case.weight, case.fit
     if weight is None or fit is None:
         return None
-    scales, zeros = _implied_grid(weight, case.target)
+    scales, zeros = implied_grid(weight, case.target)
     return _scales_fault(weight.scales.float(), scales, fit) or _zeros_fault(weight.zeros.float(), zeros, fit)
-
-
-def _implied_grid(weight: QuantizedWeight, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The line ``target = scale * (code - zero)`` of least squares for every group, both [out, groups]."""
-    out, groups = weight.scales.shape
-    codes, wanted = weight.codes.view(out, groups, -1).float(), target.reshape(out, groups, -1)
-    centred = codes - codes.mean(-1, keepdim=True)
-    scales = (centred * wanted).sum(-1) / centred.square().sum(-1).clamp(min=1e-9)
-    zeros = codes.mean(-1) - wanted.mean(-1) / torch.where(scales == 0, 1e-12, scales)
-    return scales, zeros
 
 
 def _scales_fault(stored: Tensor, implied: Tensor, fit: Fit) -> str | None:

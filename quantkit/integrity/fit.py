@@ -8,13 +8,33 @@ For a target ``T`` [out, in] and a dequantized weight ``D = (code - zero) * step
   (those may be clipped): a wrong scale, a wrong zero point;
 * slope ``<T, D> / <T, T>`` of every input channel: a column scale that nothing undoes.
 
-The limits below were set on 33 good variants of tiny: round to nearest and AWQ, with and without the error-feeding
-solver, groups of 32, 64, 128 and the whole row, with and without zero points, kept layers, one to twelve calibration
-samples, three dtypes. Each says the worst value of those, and what the faintest fault of its kind gives.
+* the scatter of log stored / implied scales over that of the implied ones: scales of something else.
+
+The limits were set on 147 good variants of tiny: AWQ's, GPTQ's and compressed-tensors' layouts; 2, 3, 4 and 8 bits;
+rounded to nearest, GPTQ and refine; groups of 32, 64, 128 and the whole row; with and without zero points, AWQ scales
+and kept layers; one to twelve samples; three dtypes. Worst values of those, and the faintest fault where it is known:
+
+=================  ======  ======  ======  ======  =====================================================
+bits                    2       3       4       8  fault
+=================  ======  ======  ======  ======  =====================================================
+cosine of a row      0.35    0.75    0.87    1.00  another row: under 0.3 (of 256 inputs)
+median cosine        0.70    0.93    0.97    1.00  another layer, wrong order: under 0.3
+slope_gain           0.78    1.04    0.73    0.00  a scale twice what it was: above 5
+shift_gain           2.44    0.69    0.88    0.30  a zero point off by one: 2.8 in the mean at 4 bits
+spread               1.15    0.45    0.24    0.01  scales of another place: 1.04 and more, 1.3 in the mean
+channels, rms         1.3    0.14    0.12    0.01  a scale left: 0.3 and more
+channel               4.0    0.58    0.48    0.05  one channel twice what it was: 0.69
+undone, rms          0.10    0.04    0.03    0.00  rows that are not compensated: 0.4
+undone_channel       0.42    0.17    0.14    0.01
+undone_median        0.40    0.09    0.05    0.00
+=================  ======  ======  ======  ======  =====================================================
+
+So at 2 bits a scale that a norm does not undo cannot be told from rounding, and is not looked for.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,26 +42,64 @@ from torch import Tensor
 
 from quantkit.grid import QuantizedWeight
 
-MEDIAN = 0.8  # steps; good: 0.41 at most; weights that are not these: above 1.5
-BIAS = 0.3  # steps, over a linear; good: 0.013 at most; zero points off by one: 1
-COSINE = 0.75  # of a row; good: 0.93 at least; another row: below 0.3
-SLOPE, SHIFT = 0.22, 0.6  # of a group: the slope's distance from 1 and the shift in steps, if they explain enough:
-SLOPE_GAIN, SLOPE_GAIN_CODES = 0.2, 64.0  # energy explained / left: 0.2 + 64 / codes; good: 0.73 of that at most
-SHIFT_GAIN = 1.3  # the same for the shift; good: 0.88 at most; a zero point off by one: 2.8 in the mean
-SLOPES = 0.15  # median of the slopes' distances from 1, over a linear; good: 0.07 at most
-CHANNELS = 0.1  # root mean square of the log slopes of the input channels; good: 0.06 at most; a scale left: 0.3
-CHANNEL = 0.45  # log slope of one input channel; good: 0.29 at most
+MEDIAN = 0.8  # steps; good: 0.45 at most; weights that are not these: above 1.5
+BIAS = 0.3  # steps, over a linear; good: 0.076 at most; zero points off by one: 1
+SLOPE = 0.22  # of a group: the slope's distance from 1, if it explains enough:
+SLOPE_GAIN, SLOPE_GAIN_CODES = 0.2, 64.0  # energy explained / left: 0.2 + 64 / codes
+SLOPES = 0.15  # median of the slopes' distances from 1, over a linear; good: 0.083 at most
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a good linear of so many bits stays within; the coarser the grid, the more rounding alone does.
+
+    cosine: least of a row; typical: least median over the rows. slope_gain: most that a group's wrong slope explains,
+    in the units above. shift, shift_gain: the same of a group's shift, in steps and as a multiple of what is left.
+    spread: most that scales scatter about those that the codes imply, as a share of how these scatter. channel_energy:
+    mean square, in steps, from which on an input channel's slope tells; channels, channel: root mean square and
+    largest of their logs; undone, undone_channel, undone_median: the same, and the median, of a scale between two
+    linears and its inverse.
+    """
+
+    cosine: float
+    typical: float
+    slope_gain: float
+    shift: float
+    shift_gain: float
+    spread: float
+    channel_energy: float
+    channels: float
+    channel: float
+    undone: float
+    undone_channel: float
+    undone_median: float
+
+
+_FINE = Limits(0.75, 0.9, 1.0, 0.6, 1.3, 0.7, 9.0, 0.18, 0.6, 0.06, 0.3, 0.15)
+_THREE = Limits(0.6, 0.8, 2.0, 0.7, 2.0, 0.8, 2.0, 0.2, 0.7, 0.12, 0.4, 0.3)
+_TWO = Limits(0.25, 0.5, 2.0, 0.8, 4.0, 1.3, 1.0, math.inf, math.inf, 0.25, 0.9, math.inf)
+
+
+def limits(bits: int) -> Limits:
+    """The limits for codes of ``bits`` bits."""
+    return {2: _TWO, 3: _THREE}.get(bits, _FINE)
+
+
 _SAMPLE = 1 << 20  # elements that a median looks at
 _ENERGY = 2.0  # mean square of code - zero from which on a group's slope tells something
-_CHANNEL_ENERGY = 9.0  # mean square, in steps, from which on an input channel's slope does
+_SCATTER = 0.03  # median distance of the implied scales' logs from their median, from which on their spread tells
+_COARSE = 0.8  # median cosine of rows of 2 bits up to which scales are a range's and no fit
+_GROUPS = 32  # groups of a linear that a spread needs
 
 
 @dataclass(frozen=True)
 class Fit:
     """median, bias: of the residual, in steps. cosine: [out]. slope, shift: [out, groups], 1 and 0 where a group is too
     faint to tell; slope_gain, shift_gain: the residual's energy that each explains, as a multiple of the rest (for
-    slopes: and of what few codes explain by chance). channels: [in], telling: [in], False where a channel is lost."""
+    slopes: and of what few codes explain by chance). channels: [in], telling: [in], False where a channel is lost.
+    spread: how far scales scatter about the implied ones, as a share of how these scatter; 0 where nothing tells."""
 
+    bits: int
     median: float
     bias: float
     cosine: Tensor
@@ -51,25 +109,31 @@ class Fit:
     shift_gain: Tensor
     channels: Tensor
     telling: Tensor
+    spread: float
+
+    @property
+    def limits(self) -> Limits:
+        return limits(self.bits)
 
     @property
     def bad_rows(self) -> Tensor:
-        return self.cosine < COSINE
+        return self.cosine < self.limits.cosine
 
     @property
     def bad_slopes(self) -> Tensor:
-        return ((self.slope - 1).abs() > SLOPE) & (self.slope_gain > 1)
+        return ((self.slope - 1).abs() > SLOPE) & (self.slope_gain > self.limits.slope_gain)
 
     @property
     def bad_shifts(self) -> Tensor:
-        return (self.shift.abs() > SHIFT) & (self.shift_gain > SHIFT_GAIN)
+        return (self.shift.abs() > self.limits.shift) & (self.shift_gain > self.limits.shift_gain)
 
     @property
     def healthy(self) -> bool:
         """Whether these are the target's weights on a grid of their own; the input channels' slopes do not count."""
         bad = bool(self.bad_rows.any()) or bool(self.bad_slopes.any()) or bool(self.bad_shifts.any())
         slopes = float((self.slope - 1).abs().median())
-        return not bad and self.median < MEDIAN and abs(self.bias) < BIAS and slopes < SLOPES
+        typical = float(self.cosine.median()) > self.limits.typical and self.spread < self.limits.spread
+        return not bad and typical and self.median < MEDIAN and abs(self.bias) < BIAS and slopes < SLOPES
 
 
 def measure(weight: QuantizedWeight, target: Tensor) -> Fit:
@@ -93,10 +157,40 @@ def measure(weight: QuantizedWeight, target: Tensor) -> Fit:
     median, bias = float(sample.abs().median()), float(residual.mean())
     del residual
     cosine = row_cosine((found * steps).view(out, -1), target)
-    return Fit(median, bias, cosine, slope, shift, slope_gain, shift_gain, *_channels(found, wanted, steps))
+    least = limits(weight.spec.bits).channel_energy
+    channels, telling = _channels(found, wanted, steps, least)
+    return Fit(
+        weight.spec.bits, median, bias, cosine, slope, shift, slope_gain, shift_gain, channels, telling,
+        _spread(weight, target, float(cosine.median())),
+    )  # fmt: skip
 
 
-def _channels(found: Tensor, wanted: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+def implied_grid(weight: QuantizedWeight, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The line ``target = scale * (code - zero)`` of least squares for every group, both [out, groups]."""
+    out, groups = weight.scales.shape
+    codes, wanted = weight.codes.view(out, groups, -1).float(), target.reshape(out, groups, -1)
+    centred = codes - codes.mean(-1, keepdim=True)
+    scales = (centred * wanted).sum(-1) / centred.square().sum(-1).clamp(min=1e-9)
+    zeros = codes.mean(-1) - wanted.mean(-1) / torch.where(scales == 0, 1e-12, scales)
+    return scales, zeros
+
+
+def _spread(weight: QuantizedWeight, target: Tensor, cosine: float) -> float:
+    """Median distances from the median: of log stored / implied scales, over that of log implied scales."""
+    implied, stored = implied_grid(weight, target)[0].flatten(), weight.scales.float().flatten()
+    known = (implied > 0) & (stored > 0)
+    if int(known.sum()) < _GROUPS or (weight.spec.bits == 2 and cosine < _COARSE):
+        return 0.0
+    logs = implied[known].log()
+    around, within = _scatter(stored[known].log() - logs), _scatter(logs)
+    return around / within if within > _SCATTER else 0.0
+
+
+def _scatter(values: Tensor) -> float:
+    return float((values - values.median()).abs().median())
+
+
+def _channels(found: Tensor, wanted: Tensor, steps: Tensor, least: float) -> tuple[Tensor, Tensor]:
     """Slope of every input channel over all rows, [in], and whether it tells: its weights, stored or wanted, are
     well above the steps."""
     squares = steps.square()
@@ -105,7 +199,7 @@ def _channels(found: Tensor, wanted: Tensor, steps: Tensor) -> tuple[Tensor, Ten
     step_energy = squares.sum(0).expand(found.shape[1], found.shape[2]).flatten()
     slope = torch.where(energy > 0, dot / energy.clamp(min=1e-30), 1.0)
     stored = (found.square() * squares).sum(0).flatten()
-    return slope, torch.maximum(energy, stored) > _CHANNEL_ENERGY * step_energy
+    return slope, torch.maximum(energy, stored) > least * step_energy
 
 
 def row_cosine(found: Tensor, wanted: Tensor) -> Tensor:
@@ -119,4 +213,9 @@ def row_cosine(found: Tensor, wanted: Tensor) -> Tensor:
 def carries_scale(fit: Fit) -> bool:
     """Whether the input channels carry a scale beside the one that is undone."""
     logs = fit.channels[fit.telling].clamp(min=0.01).log()
-    return bool(len(logs)) and (float(logs.square().mean().sqrt()) > CHANNELS or bool((logs.abs() > CHANNEL).any()))
+    if not len(logs):
+        return False
+    if fit.bits < 4:
+        logs = logs - logs.median()  # clipping and shrinking alone move all of them
+    largest = bool((logs.abs() > fit.limits.channel).any())
+    return largest or float(logs.square().mean().sqrt()) > fit.limits.channels

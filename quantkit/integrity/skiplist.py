@@ -12,7 +12,8 @@ AWQ                 Transformers                an entry, as a regular expressio
 AWQ                 vLLM                        an entry (renamed) is part of the module's name or of all its parts'; an
                                                 empty list means: the prefixes of all tensors of floats
 AWQ                 SGLang                      an entry (as it is) is part of the module's name
-GPTQ                Transformers (optimum)      it is outside the blocks, or ends in no entry of a list that is there
+GPTQ                Transformers (optimum)      it is outside the blocks, or ends in no entry of a list that is there;
+                                                ``dynamic`` is not read
 GPTQ                vLLM                        no entry of ``modules_in_block_to_quantize`` is part of its name, or a
                                                 ``-:`` rule of ``dynamic`` matches
 GPTQ                SGLang                      a ``-:`` rule of ``dynamic`` matches
@@ -33,7 +34,9 @@ from typing import Any
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.integrity.findings import Finding, error, some, warning
+from quantkit.integrity.readers import grids_read
 from quantkit.integrity.runtimes import RUNTIMES, SGLANG, TRANSFORMERS, VLLM, Runtime, fused_neighbours
+from quantkit.integrity.stated import dynamic_rules
 from quantkit.integrity.subject import Subject
 from quantkit.model import LAYERS_PREFIX
 
@@ -72,6 +75,7 @@ def check_skip_list(subject: Subject) -> Iterator[Finding]:
             yield warning(NAME, runtime.name, f"not checked: {reason}")
             continue
         yield from _disagreements(subject, runtime, rule)
+        yield from grids_read(subject, runtime, layout)
 
 
 def _disagreements(subject: Subject, runtime: Runtime, rule: Rule) -> Iterator[Finding]:
@@ -171,17 +175,14 @@ def _part_of_all(runtime: Runtime, name: str, entries: Sequence[str]) -> bool:
 
 
 def _gptq(runtime: Runtime, config: Mapping[str, Any], checkpoint: Checkpoint | None) -> Rule:
-    dynamic = config.get("dynamic") or {}
     wanted = _flat(config.get("modules_in_block_to_quantize"))
     if runtime is TRANSFORMERS:
-        if dynamic:
-            raise QuantkitError("how Transformers reads quantization_config.dynamic is not known here")
-        inside = lambda name: name.startswith(LAYERS_PREFIX)  # noqa: E731
+        blocks = str(config.get("block_name_to_quantize") or LAYERS_PREFIX)
         return Rule(
             "modules_in_block_to_quantize",
-            lambda name: inside(name) and (not wanted or any(name.endswith(entry) for entry in wanted)),
+            lambda name: name.startswith(blocks) and (not wanted or any(name.endswith(entry) for entry in wanted)),
         )
-    negative = [pattern.removeprefix("-:") for pattern in dynamic if pattern.startswith("-:")]
+    negative = [pattern.removeprefix("-:") for pattern, _ in dynamic_rules(config) if pattern.startswith("-:")]
 
     def left_alone(name: str) -> bool:
         return any(re.match(pattern, runtime.module(name)) for pattern in negative)

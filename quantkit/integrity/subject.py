@@ -7,6 +7,7 @@ config can be held against them.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ _MARKS: dict[str, tuple[str, ...]] = {
 }
 _BITSANDBYTES = ".weight.quant_state.bitsandbytes__"
 _BITSANDBYTES_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+_INT8_SCALES, _INT8_FORMAT = "SCB", "weight_format"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def find_linears(checkpoint: Checkpoint) -> dict[str, Linear]:
         module, _, suffix = tensor.rpartition(".")
         if _BITSANDBYTES in tensor:
             found[tensor.split(_BITSANDBYTES)[0]] = _bitsandbytes(checkpoint, tensor.split(_BITSANDBYTES)[0], names)
+        elif suffix == _INT8_SCALES and f"{module}.weight" in names:
+            found[module] = _int8(checkpoint, module, names)
         elif suffix in _MARKS and module not in found:
             parts = tuple(f"{module}.{part}" for part in (suffix, *_MARKS[suffix]) if f"{module}.{part}" in names)
             found[module] = _packed(checkpoint, module, suffix, parts)
@@ -124,8 +128,8 @@ def _packed(checkpoint: Checkpoint, module: str, mark: str, parts: tuple[str, ..
         # the true shape is a tensor of its own; words of 32 bits hold a row's neighbouring inputs
         out, words = packed
         inputs = _true_inputs(checkpoint, module, parts) or words * 8
-        bits = 32 * words // inputs if inputs and 32 * words % inputs == 0 else None
-        return Linear(module, "compressed-tensors", parts, out, inputs, bits, _group(inputs, scale[1]))
+        packed_bits = 32 * words // inputs if inputs and 32 * words % inputs == 0 else None
+        return Linear(module, "compressed-tensors", parts, out, inputs, packed_bits, _group(inputs, scale[1]))
     if "weight" in shapes and len(shapes["weight"]) == 2:
         out, inputs = shapes["weight"]
         bits = 8 if checkpoint.info(f"{module}.weight").dtype in ("I8", "F8_E4M3", "F8_E5M2") else None
@@ -142,12 +146,12 @@ def _qweight(module: str, parts: tuple[str, ...], shapes: dict[str, tuple[int, .
     if qweight[1] == out:
         qzeros = shapes.get("qzeros", ())
         bits = 32 * qzeros[1] // out if len(qzeros) == 2 and qzeros[1] else 4
-        inputs = qweight[0] * 32 // bits if bits else 0
-        return Linear(module, "gptq", parts, out, inputs, bits, _group(inputs, groups))
+        width = qweight[0] * 32 // bits if bits else 0
+        return Linear(module, "gptq", parts, out, width, bits, _group(width, groups))
     if out % qweight[1] == 0:
         pack = out // qweight[1]
-        bits = 32 // pack if pack and 32 % pack == 0 else None
-        return Linear(module, "awq", parts, out, qweight[0], bits, _group(qweight[0], groups))
+        own = 32 // pack if pack and 32 % pack == 0 else None
+        return Linear(module, "awq", parts, out, qweight[0], own, _group(qweight[0], groups))
     return Linear(module, "unknown", parts, 0, 0)
 
 
@@ -161,13 +165,34 @@ def _true_inputs(checkpoint: Checkpoint, module: str, parts: tuple[str, ...]) ->
     name = f"{module}.weight_shape"
     if name not in parts or math.prod(checkpoint.shape(name)) != 2:
         return None
-    return int(checkpoint.load(name)[1])
+    info = checkpoint.info(name)
+    if info.dtype != "I64":
+        return None
+    with info.file.open("rb") as file:
+        file.seek(info.start)
+        data = file.read(info.nbytes)
+    return int(struct.unpack("<2q", data)[1]) if len(data) == info.nbytes else None
 
 
 def _bitsandbytes(checkpoint: Checkpoint, module: str, names: set[str]) -> Linear:
+    from quantkit.formats import bnb  # torch: nothing else here waits for it
+
     parts = [f"{module}.weight", *(f"{module}.weight.{part}" for part in _BITSANDBYTES_PARTS)]
-    parts += sorted(name for name in names if name.startswith(module + _BITSANDBYTES))
-    return Linear(module, "bitsandbytes", tuple(part for part in parts if part in names), 0, 0, 4)
+    states = sorted(name for name in names if name.startswith(module + _BITSANDBYTES))
+    found = tuple(part for part in [*parts, *states] if part in names)
+    try:
+        (out, inputs), block = bnb.shape_and_block(module, checkpoint.load(states[0]))
+    except QuantkitError:
+        return Linear(module, "bitsandbytes", found, 0, 0, 4)  # nothing can unpack it; whoever tries will say so
+    return Linear(module, "bitsandbytes", found, out, inputs, 4, block)
+
+
+def _int8(checkpoint: Checkpoint, module: str, names: set[str]) -> Linear:
+    """LLM.int8() of bitsandbytes: codes as they lie in the weight, a scale a row."""
+    parts = (f"{module}.weight", f"{module}.{_INT8_SCALES}", f"{module}.{_INT8_FORMAT}")
+    shape = checkpoint.shape(f"{module}.weight")
+    out, inputs = shape if len(shape) == 2 else (0, 0)
+    return Linear(module, "bitsandbytes", tuple(part for part in parts if part in names), out, inputs, 8, -1)
 
 
 def is_vision(name: str) -> bool:

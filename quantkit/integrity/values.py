@@ -7,7 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from quantkit.errors import QuantkitError
+from quantkit.formats.words import unpack_rows
 from quantkit.integrity.findings import Finding, error
+from quantkit.integrity.stated import is_version_2, stated
 from quantkit.integrity.subject import Linear, Subject
 from quantkit.model import EMBEDDING, HEAD
 
@@ -52,7 +55,7 @@ def _extremes(tensor: Tensor) -> tuple[int, float]:
 
 
 def check_scales(subject: Subject) -> Iterator[Finding]:
-    """Scales are positive, normal numbers of one size; zero points are where the config says they are."""
+    """Scales are positive, normal numbers of one size; zero points and channels are where the config says."""
     strays: list[str] = []
     total = 0
     for linear in subject.packed.values():
@@ -71,6 +74,7 @@ def check_scales(subject: Subject) -> Iterator[Finding]:
             SCALES, strays[0], f"{len(strays)} of {total} scales are no bfloat16 numbers, all others are: a flipped bit"
         )
     yield from _zeros(subject)
+    yield from _channel_order(subject)
 
 
 def _range(linear: Linear, scales: Tensor, tiny: float) -> Iterator[Finding]:
@@ -98,14 +102,61 @@ def _not_bfloat16(scales: Tensor) -> Tensor:
 
 def _zeros(subject: Subject) -> Iterator[Finding]:
     """A config without zero points needs the constant one in every word: readers ignore or read them as they like."""
-    if subject.quantization.get("zero_point", True) is not False:
-        return
     for linear in subject.packed.values():
         name = f"{linear.name}.qzeros"
-        if linear.layout == "awq" and name in linear.tensors:
+        if name not in linear.tensors or linear.bits not in (2, 3, 4, 8):
+            continue
+        if linear.layout == "awq" and subject.quantization.get("zero_point", True) is False:
             words = subject.candidate.load(name)
             if words.numel() and bool((words != -0x77777778).any()):  # eight nibbles of 8
                 yield error(SCALES, name, "zero points are stored, but quantization_config.zero_point is false")
+        elif linear.layout == "gptq" and _says_symmetric(subject, linear):
+            yield from _gptq_zeros(subject, name, linear.bits)
+
+
+def _says_symmetric(subject: Subject, linear: Linear) -> bool:
+    try:
+        said = stated("gptq", subject.quantization, [linear.name])
+    except QuantkitError:
+        return False  # `config` reports the pattern that is none
+    return said is not None and bool(said.symmetric)
+
+
+def _gptq_zeros(subject: Subject, name: str, bits: int) -> Iterator[Finding]:
+    """Zero points of a symmetric grid: the middle, less one in version 1 of the layout."""
+    less = 0 if is_version_2(subject.quantization) else 1
+    middle = 2 ** (bits - 1)
+    words = subject.candidate.load(name)
+    if words.dim() != 2 or words.shape[1] * 32 % bits or words.shape[1] % (bits if 32 % bits else 1):
+        return
+    found = unpack_rows(words, bits).int() + less
+    wrong = found != middle
+    if bool(wrong.any()):
+        value = int(found[wrong][0])
+        yield error(
+            SCALES,
+            name,
+            f"{int(wrong.sum())} of {found.numel()} zero points are not {middle} (one is {value}), but "
+            "quantization_config.sym is true: vLLM reads none",
+        )
+
+
+def _channel_order(subject: Subject) -> Iterator[Finding]:
+    """GPTQ's g_idx gives every group as many channels, in order unless the config says desc_act."""
+    free = bool(subject.quantization.get("desc_act"))
+    for linear in subject.packed.values():
+        name = f"{linear.name}.g_idx"
+        if linear.layout != "gptq" or name not in linear.tensors or linear.group_size is None:
+            continue
+        found = subject.candidate.load(name).long()
+        size = linear.in_features if linear.group_size == -1 else linear.group_size
+        wanted = torch.arange(linear.in_features) // size
+        if found.shape != wanted.shape:
+            continue  # `accounting` reports it
+        if not torch.equal(found.sort().values, wanted):
+            yield error(SCALES, name, f"does not give every group {size} input channels")
+        elif not free and not torch.equal(found, wanted):
+            yield error(SCALES, name, "channels are not in the order of their groups, but desc_act is false")
 
 
 def check_tied(subject: Subject) -> Iterator[Finding]:

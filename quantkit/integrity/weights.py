@@ -21,19 +21,16 @@ from quantkit.fold import expand
 from quantkit.grid import QuantizedWeight
 from quantkit.integrity.diagnose import Case, name_fault
 from quantkit.integrity.findings import Finding, error, some, warning
-from quantkit.integrity.fit import Fit, carries_scale, measure
+from quantkit.integrity.fit import Fit, Limits, carries_scale, limits, measure
 from quantkit.integrity.subject import Subject
-from quantkit.integrity.unpack import read_linear, readable
+from quantkit.integrity.unpack import in_order, read_linear, readable
 from quantkit.model import Block, Feeder, Group
 
 NAME = "weights"
 # of a stored float against the product it should be: rounded to its dtype once in the source and once here
 _ROUNDING = {"BF16": 2**-7, "F16": 2**-9, "F32": 1e-4}
+_FEW = 8  # telling channels under which a coarse grid says nothing of a scale
 _FAINT = 1e-6  # absolute difference that float16's smallest numbers make
-_TELLING = 9.0  # mean square of a column, in steps, from which on its scale tells
-# log of the consumer's column scale times the feeder's row scale: root mean square and largest value over the channels,
-# less their median, and that median; good: 0.021, 0.073 and 0.039 at most; rows that are not compensated: 0.4
-_UNDONE, _UNDONE_CHANNEL, _UNDONE_MEDIAN = 0.06, 0.3, 0.15
 
 
 def check_weights(subject: Subject) -> Iterator[Finding]:
@@ -47,6 +44,9 @@ def check_weights(subject: Subject) -> Iterator[Finding]:
     if unread:
         layout = subject.packed[unread[0]].layout
         yield warning(NAME, some(unread), f"not checked: quantkit does not unpack this layout ({layout})")
+    ordered = [name for name, linear in subject.packed.items() if not in_order(subject.candidate, linear)]
+    if ordered:
+        yield warning(NAME, some(ordered), "not checked: channels are ordered by activation (g_idx)")
     for block in subject.map.blocks:
         yield from _Audit(subject, block).findings()
 
@@ -152,7 +152,11 @@ class _Audit:
             sums += _column_sums(stored, self._source(name))
         dot, energy, found, steps = (_to_feeder(values, group.feeder) for values in sums)
         scale = torch.where(energy > 0, dot / energy.clamp(min=1e-30), 1.0)
-        return scale, (energy > 0) & (found > _TELLING * steps)
+        return scale, (energy > 0) & (found > self._limits(group.linears[0]).channel_energy * steps)
+
+    def _limits(self, name: str) -> Limits:
+        linear = self.subject.linears.get(self.block.prefix + name)
+        return limits(linear.bits if linear is not None and linear.bits else 16)
 
     def _columns(self, group: Group) -> Tensor | None:
         """The scale that the input channels should carry, [in]; None where the feeder cannot be read."""
@@ -233,10 +237,13 @@ class _Audit:
     # ---- wording ----
 
     def _blames_norm(self, group: Group, carriers: list[str], count: int) -> bool:
-        """All consumers carry a scale that the norm does not undo; or most of them do, and the norm is as it was."""
+        """All consumers carry a scale that the norm does not undo; or most of them do, and the norm is as it was; or it
+        holds one value, which it did not."""
+        norm = self._norm(group.feeder.module)
+        if norm is not None and _is_constant(norm[1]) and not _is_constant(norm[0]):
+            return True  # of 2 bits, columns alone do not show it
         if not carriers or len(carriers) == count:
             return bool(carriers)
-        norm = self._norm(group.feeder.module)
         return norm is not None and torch.equal(*norm) and 2 * len(carriers) > count
 
     def _norm_fault(self, group: Group, columns: Tensor, verdicts: dict[str, _Verdict]) -> Finding:
@@ -246,7 +253,7 @@ class _Audit:
         where = f"{self.block.prefix}{group.feeder.module}.weight"
         if torch.equal(*norm):
             return error(NAME, where, "norm is not compensated: it is the source's own, its consumers carry a scale")
-        if float(norm[1].max()) == float(norm[1].min()):
+        if _is_constant(norm[1]):
             return error(NAME, where, f"norm holds {float(norm[1][0]):g} everywhere: left at its initial value")
         if all(verdict.unscaled for verdict in verdicts.values()):
             return error(NAME, where, "norm was divided by a scale that none of its consumers carries")
@@ -261,13 +268,15 @@ class _Audit:
     def _compensation(self, name: str, rows: Tensor) -> Iterator[Finding]:
         """The feeder's rows must carry the inverse of what its consumers' columns carry."""
         scale, telling = self.rows_of[name]
+        fed = next(group for group in self.block.groups if group.feeder.module == name)
+        least = min((self._limits(one) for one in (name, *fed.linears)), key=lambda limits: -limits.undone)
         logs = (scale * rows)[telling].clamp(min=1e-6).log()
-        if not len(logs):
+        if len(logs) < _FEW:
             return
         middle = float(logs.median())
         spread = float((logs - middle).square().mean().sqrt())
-        far = ((logs - middle).abs() > _UNDONE_CHANNEL).sum()
-        if spread > _UNDONE or abs(middle) > _UNDONE_MEDIAN or far:
+        far = ((logs - middle).abs() > least.undone_channel).sum()
+        if spread > least.undone or abs(middle) > least.undone_median or far:
             yield error(
                 NAME,
                 f"{self.block.prefix}{name}",
@@ -278,6 +287,10 @@ class _Audit:
 
 def _offset(feeder: Feeder) -> float:
     return 1.0 if feeder.kind == "one_plus_weight" else 0.0
+
+
+def _is_constant(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
 
 
 def _norm_scale(before: Tensor, after: Tensor, offset: float) -> Tensor:

@@ -12,8 +12,8 @@ shrunk ranges, the one that lowers ``sum_j e_j^2 / U_jj^2`` of the nearest codes
    ``W'_j - (E H)_j / H_jj``, and on an even grid the best code is the nearest to it.
 
 Both steps are exact in one variable, so no row rises. Columns go in panels: inside one, rank-one updates; the rest of
-``E H`` follows in one product a panel. Coordinate descent on codes after GPTQ is known from QuantEase (arXiv:2309.01885)
-and CDQuant (arXiv:2406.17542); here it alternates with the scales.
+``E H`` follows in one product a panel. Coordinate descent on codes after GPTQ is known from QuantEase
+(arXiv:2309.01885) and CDQuant (arXiv:2406.17542); here it alternates with the scales.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _one_end(span: Range, full: Range, spec: GridSpec) -> Iterable[Range]:
 
 
 def _nearest_loss(grouped: Tensor, costs: Tensor, scales: Tensor, zeros: Tensor, spec: GridSpec) -> Tensor:
-    """``sum_j costs_j e_j^2`` of the nearest codes: grouped [out, groups, size], costs [groups, size] -> [out, groups]."""
+    """``sum_j costs_j e_j^2`` of the nearest codes: [out, groups, size] and costs [groups, size] -> [out, groups]."""
     scale, zero = scales.float().unsqueeze(-1), zeros.float().unsqueeze(-1)
     codes = torch.div(grouped, scale).round_().clamp_(-zero, spec.max_code - zero)
     return torch.einsum("rgs,gs->rg", codes.mul_(scale).sub_(grouped).square_(), costs)

@@ -44,6 +44,12 @@ class Factor:
         costs[self.order] = self.upper.diagonal().square().reciprocal()
         return costs
 
+    def solve(self, rows: Tensor) -> Tensor:
+        """``rows @ (gram + d I)^-1`` for rows [n, in]."""
+        solved = torch.empty_like(rows)
+        solved[:, self.order] = rows[:, self.order] @ self.upper.T @ self.upper
+        return solved
+
     def scaled(self, columns: Tensor) -> Factor:
         """The factor of the Gram matrix of inputs that were divided by ``columns`` [in], without a decomposition."""
         return Factor(self.order, self.upper * columns[self.order], self.damping)

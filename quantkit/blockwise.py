@@ -1,4 +1,4 @@
-"""One block of the language model: scales, folds, targets, rounding. Knows neither files nor where statistics come from.
+"""One block of the language model: scales, folds, targets, rounding. Files and the source of statistics are not its own.
 
 Where the statistics were gathered behind quantized blocks, the inputs ``x~`` of this one are not those ``x`` of the
 float model. A linear then should answer ``W x`` when it is asked ``x~``; the least-squares answer to that is the target
@@ -46,7 +46,7 @@ class LayerRow:
 
 @dataclass
 class QuantizedBlock:
-    """weights: the quantized linears; plain: every other tensor of the block, float32; both by name inside the block."""
+    """weights: the quantized linears; plain: every other tensor of the block, float32; by their names inside it."""
 
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     plain: dict[str, Tensor] = field(default_factory=dict)

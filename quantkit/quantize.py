@@ -173,7 +173,7 @@ class _Statistics:
         else:
             self._run = CalibrationPass(
                 checkpoint, plan.map, samples, device=options.device, dtype=getattr(torch, plan.dtype),
-                sequential=options.in_sequence, progress=progress,
+                sequential=options.sequential, progress=progress,
             )  # fmt: skip
             found = iter(self._run)
             if options.save_stats is not None:

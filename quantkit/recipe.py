@@ -194,10 +194,9 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
     act_order: bool = option(
         True, "Round important columns first; groups stay where they are.", GRID, flag="--act-order/--no-act-order"
     )
-    sequential: bool | None = option(
-        None,
-        "Let each block see what the quantized blocks before it give, and correct the drift. (default: where the solver "
-        "is refine and no statistics are kept or read)",
+    sequential: bool = option(
+        False,
+        "Let each block see what the quantized blocks before it give, and correct the drift.",
         GRID,
     )
     damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID)
@@ -217,13 +216,6 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
     def layout(self) -> str:
         """The file layout: the one asked for, or the method's own."""
         return self.method_format or ("gptq" if self.method == "gptq" else "awq")
-
-    @property
-    def in_sequence(self) -> bool:
-        """Whether the statistics follow the quantized blocks."""
-        if self.sequential is not None:
-            return self.sequential
-        return self.solver == "refine" and self.save_stats is None and self.stats is None
 
     @property
     def fixed_zero(self) -> bool:

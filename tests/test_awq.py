@@ -6,8 +6,8 @@ import torch
 from quantkit.fold import expand
 from quantkit.grid import GridSpec, QuantizedWeight, fake_quantize, full_range, grid_of
 from quantkit.methods import METHODS, SOLVERS, Rounding, awq
-from quantkit.methods.loss import loss, relative_error, row_losses
 from quantkit.methods.awq import FeedbackJudge
+from quantkit.methods.loss import loss, relative_error, row_losses
 from quantkit.methods.solver import factorise, feedback
 from quantkit.model import Feeder
 
@@ -126,7 +126,7 @@ def test_dead_channels_and_singular_gram_are_no_obstacle() -> None:
 
 
 def test_a_solver_that_feeds_errors_forward_has_scales_of_its_own() -> None:
-    """Its judge counts what later columns cannot answer: GPTQ's own loss of the scaled weight, and the scale lowers it."""
+    """Its judge counts what later columns cannot answer; after GPTQ that scale loses less than the exact loss's own."""
     weight, _, gram = _problem(outputs=256)
     spec, feeder = GridSpec(4, 32), Feeder("one_plus_weight", "norm", 64)
     factor = factorise(gram)

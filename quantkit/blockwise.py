@@ -1,4 +1,4 @@
-"""One block of the language model: scales, folds, targets, rounding. Files and the source of statistics are not its own.
+"""One block of the language model: scales, folds, targets, rounding. Files and where statistics come from stay outside.
 
 Where the statistics were gathered behind quantized blocks, the inputs ``x~`` of this one are not those ``x`` of the
 float model. A linear then should answer ``W x`` when it is asked ``x~``; the least-squares answer to that is the target

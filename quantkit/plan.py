@@ -96,7 +96,7 @@ def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, bits: Mapping[st
     kept |= {name for name, width in chosen.items() if width == PLAIN}
     quantized = {name: shape for name, shape in model_map.linears().items() if name not in kept}
     if not quantized:
-        raise QuantkitError("no linear is left to quantize: drop a pattern of --keep, or lower the --budget")
+        raise QuantkitError("--keep leaves no linear to quantize; drop a pattern")
     grids = {name: replace(spec, bits=chosen.get(name, spec.bits)) for name in quantized}
     for name, shape in quantized.items():
         layout.check_linear(name, *shape, grids[name])

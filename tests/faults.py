@@ -523,7 +523,7 @@ def _skip_list(change: Callable[[list[str]], list[str]]) -> Damage:
 
 def _by_pattern(skip: list[str]) -> list[str]:
     """Patterns do for Transformers; vLLM knows only parts of names."""
-    return ["model.(vision_tower|merger)" if "model." in name else name for name in skip]
+    return ["model.(vision_tower|merger)" if "model." in name else name for name in skip if name != "vit_merger."]
 
 
 _QUANT = "quantization_config."

@@ -34,7 +34,9 @@ ALLOWED = {
         "recipe", "statistics", "stats_file",
     },
     "bnb": {"checkpoint", "errors", "formats", "grid", "model", "output", "plan", "quantize", "recipe"},
-    "cli": {"bnb", "calibration", "checkpoint", "errors", "plan", "quantize", "recipe", "report", "verify"},
+    "cli": {
+        "bnb", "calibration", "checkpoint", "errors", "integrity", "plan", "quantize", "recipe", "report", "verify",
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }  # fmt: skip

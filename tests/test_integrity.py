@@ -123,7 +123,8 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 @pytest.fixture(scope="module")
 def good(maker: Maker) -> Path:
-    return maker("default")
+    """With scales large enough that every planted fault shows: those that nearest codes ask for."""
+    return maker("rounded codes", solver="rtn")
 
 
 @pytest.fixture(scope="module")

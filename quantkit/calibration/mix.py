@@ -120,13 +120,10 @@ def evaluation_set(eval_data: str) -> Source:
     try:
         return parse_source(eval_data)
     except QuantkitError as error:
-        from quantkit.verify.benchmarks import is_benchmark
-
-        if is_benchmark(eval_data):
-            raise QuantkitError(
-                f"--eval-data {eval_data}: a benchmark's name is not taken here; give the file or folder of its rows"
-            ) from error
-        raise QuantkitError(f"--eval-data: {error}") from error
+        words = f"--eval-data: {error}"
+        if not Path(eval_data).suffix and "/" not in eval_data:
+            words += " (a benchmark's name is not taken here: give the file or folder of its rows)"
+        raise QuantkitError(words) from error
 
 
 def check_overlap(mix: Mix, eval_data: str, calib: Sequence[str], access: Access | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What quantization costs on the held-out set: AWQ, with both solvers, against round-to-nearest; all from one run.
+"""What quantization costs on the held-out set: AWQ, with each solver, against round-to-nearest; all from one run.
 
     python scripts/bench_quality.py [--model tiny] [--group-size 128] [--seeds 0 1 2] [--json OUT]
 
@@ -57,7 +57,7 @@ def measure(options: QuantizeOptions, folder: Path) -> Row:
 def summarise(rows: list[Row]) -> dict[str, float]:
     """The figures of the README: the default's ratios of mean KL to rounding's, and points of exact match lost."""
     rtn = next(row for row in rows if row["method"] == "rtn")
-    awq = [row for row in rows if row["method"] == "awq, gptq"]
+    awq = [row for row in rows if row["method"] == "awq, refine"]
     ratios = [row["kl_answer"] / rtn["kl_answer"] for row in awq]
     return {
         "kl_ratio_answer": statistics.mean(ratios),
@@ -100,7 +100,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         rows.append(measure(replace(options, **{"method": "rtn"}), Path(folder)))
-        for solver in ("rtn", "gptq"):
+        for solver in ("rtn", "gptq", "refine"):
             for seed in arguments.seeds:
                 rows.append(measure(replace(options, **{"seed": seed, "solver": solver}), Path(folder)))
     console = Console(width=120)

@@ -171,7 +171,8 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
     group_size: int = option(128, "Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", GRID)
     symmetric: bool | None = option(
         None,
-        "Fixed or free zero point. (default: free; fixed in GPTQ files of 4 and 8 bits, as vLLM reads no others)",
+        "Fixed or free zero point. (default: free; fixed where readers ask for it: GPTQ of 4 and 8 bits, which vLLM "
+        "reads in no other way, and compressed-tensors, which Transformers does not load otherwise)",
         GRID,
         flag="--symmetric/--zero-point",
     )
@@ -222,7 +223,7 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
         """Whether the zero point is fixed: as asked for, or as the layout's readers need it."""
         if self.symmetric is not None:
             return self.symmetric
-        return self.layout == "gptq" and self.bits in (4, 8)
+        return self.layout == "compressed-tensors" or (self.layout == "gptq" and self.bits in (4, 8))
 
     def provenance(self) -> dict[str, object]:
         return super().provenance() | {"method_format": self.layout, "symmetric": self.fixed_zero}

@@ -82,9 +82,11 @@ OTHER_GOOD: dict[str, dict[str, object]] = {
     "gptq, 4 bits, no scales, layers kept": {
         "method": "gptq", "scales": False, "keep": ("self_attn", "layers.2.mlp.down_proj"),
     },
-    COMPRESSED: {"method_format": "compressed-tensors"},
+    COMPRESSED: {"method_format": "compressed-tensors", "symmetric": False},
     COMPRESSED_FIXED: {"method_format": "compressed-tensors", "symmetric": True, "solver": "gptq"},
-    "compressed-tensors, 2 bits": {"method_format": "compressed-tensors", "bits": 2, "group_size": 32},
+    "compressed-tensors, 2 bits": {
+        "method_format": "compressed-tensors", "bits": 2, "group_size": 32, "symmetric": False,
+    },
     "compressed-tensors, 3 bits, a layer kept": {
         "method_format": "compressed-tensors", "bits": 3, "keep": ("layers.1.mlp.up_proj",),
     },

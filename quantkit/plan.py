@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quantkit.errors import QuantkitError
@@ -30,14 +30,13 @@ if TYPE_CHECKING:
 
 _SAFETENSORS = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8, "U8": 1, "I8": 1}
-PLAIN = 16  # "bits" of a linear that stays as it is
 _PROCESS_BYTES = 900_000_000  # interpreter, torch and transformers once imported, as measured
 
 
 @dataclass(frozen=True)
 class Plan:
     """spec: the grid of most linears. quantized: full names of the linears to quantize with (out, in). grids: the grid
-    of each. kept: those that stay as they are, by --keep or --budget.
+    of each. kept: those that --keep leaves alone.
 
     specs: every tensor of the output, {name: (safetensors dtype, shape)}, in the order they will lie in the file.
     """
@@ -67,37 +66,26 @@ class Plan:
         """torch's name of the dtype that an unquantized tensor is stored in."""
         return next(word for word, spelled in _SAFETENSORS.items() if spelled == self.specs[name][0])
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits a weight of the language model's linears, scales and zero points included."""
-        linears = self.map.linears()
-        names = tuple(f"{name}." for name in linears)
-        stored = sum(_size(*spec) for name, spec in self.specs.items() if name.startswith(names))
-        return 8 * stored / sum(out * inputs for out, inputs in linears.values())
-
     def skipped_modules(self) -> list[str]:
         """Names for a runtime's skip list: what the model map leaves alone, and what --keep does."""
         return [*UNQUANTIZED_MODULES, *sorted(self.kept), *sorted(sglang_names(self.kept))]
 
 
-def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, bits: Mapping[str, int] | None = None) -> Plan:
+def make_plan(checkpoint: Checkpoint, options: QuantizeOptions) -> Plan:
     """Check the options against the checkpoint and lay out the output.
 
-    bits: of each linear, where they differ (16: it stays as it is). Raises QuantkitError for another architecture, an
-    already quantized model, a tensor that is missing or misshaped, a grid that the format or a layer cannot hold, or a
-    --keep pattern that matches nothing.
+    Raises QuantkitError for another architecture, an already quantized model, a tensor that is missing or misshaped, a
+    grid that the format or a layer cannot hold, or a --keep pattern that matches nothing.
     """
     layout = FORMATS[options.layout]
     model_map = source_map(checkpoint)
     spec = GridSpec(options.bits, options.group_size, options.fixed_zero, layout.LEAST_ZERO)
     layout.check_spec(spec)
     kept, along = select_kept(model_map, options.keep)
-    chosen = bits or {}
-    kept |= {name for name, width in chosen.items() if width == PLAIN}
     quantized = {name: shape for name, shape in model_map.linears().items() if name not in kept}
     if not quantized:
         raise QuantkitError("--keep leaves no linear to quantize; drop a pattern")
-    grids = {name: replace(spec, bits=chosen.get(name, spec.bits)) for name in quantized}
+    grids = dict.fromkeys(quantized, spec)
     for name, shape in quantized.items():
         layout.check_linear(name, *shape, grids[name])
     dtype = plain_dtype(checkpoint, options)

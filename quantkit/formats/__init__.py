@@ -1,8 +1,8 @@
 """The file layouts, one a file. An entry of ``FORMATS`` is all a new one needs.
 
 A layout packs integers and never rounds. Its module has ``LEAST_ZERO`` (the smallest zero point it can hold),
-``check_spec``, ``check_linear``, ``tensor_specs``, ``pack``, ``read``, ``dequantize``, ``quantization_config``,
-``other_files`` and ``bits_choices``, as in ``formats/gptq.py``.
+``check_spec``, ``check_linear``, ``tensor_specs``, ``pack``, ``read``, ``dequantize``, ``quantization_config`` and
+``other_files``, as in ``formats/gptq.py``.
 """
 
 from __future__ import annotations

@@ -135,12 +135,6 @@ def other_files(contents: Contents) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def bits_choices(symmetric: bool) -> tuple[int, ...]:
-    """Bits that one file may mix: none but 4."""
-    del symmetric
-    return (BITS,)
-
-
 def quantized_names(tensor_names: Iterable[str]) -> list[str]:
     """The linears of a checkpoint that are stored in this layout."""
     return [name.removesuffix(".qweight") for name in tensor_names if name.endswith(".qweight")]

@@ -174,9 +174,3 @@ def other_files(contents: Contents) -> dict[str, dict[str, Any]]:
     """None beside config.json."""
     del contents
     return {}
-
-
-def bits_choices(symmetric: bool) -> tuple[int, ...]:
-    """Bits that one file may mix."""
-    del symmetric
-    return BITS

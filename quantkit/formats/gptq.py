@@ -148,9 +148,3 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
 def other_files(contents: Contents) -> dict[str, dict[str, Any]]:
     """quantize_config.json, where AutoGPTQ and gptqmodel look."""
     return {"quantize_config.json": quantization_config(contents)}
-
-
-def bits_choices(symmetric: bool) -> tuple[int, ...]:
-    """Bits that one file may mix."""
-    del symmetric
-    return BITS

@@ -153,7 +153,8 @@ def _write_tensors(
             for part, tensor in packed.items():
                 writer.add(part, tensor)
         elif name in plan.specs:
-            writer.add(name, stored(name, checkpoint.load(name, check_finite=True), plan))
+            tensor = checkpoint.load(name, check_finite=True)
+            writer.add(name, tensor if options.dtype == "auto" else stored(name, tensor, plan))
         progress("tensors", done, total)
 
 

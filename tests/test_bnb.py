@@ -189,6 +189,7 @@ def test_other_dtypes(dtype: str, random_checkpoint: Path, tmp_path: Path) -> No
     assert model.get_input_embeddings().weight.dtype == getattr(torch, dtype)
     module = next(iter(quantized_modules(model).values()))
     assert module.weight.quant_state.dtype == getattr(torch, dtype)
+    assert open_checkpoint(tmp_path / "x").config["dtype"] == dtype
 
 
 # ---- it loads and runs --------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_generated_rows(address: str, exact: Any, task: Task, reference: Path) -
     """The route of servers that tell no more than OpenAI's API: tokens by their bytes, rows of the answer alone."""
     found = run_server(without_tools(task), Target(reference, url=address), lambda done: None, "sglang")
     ran = [index for index in range(len(found.predictions)) if index not in found.left_out and index != SPOILED]
-    assert len(ran) >= 5
+    assert len(ran) >= 4
     assert sum(found.answers[index].tokens != exact[1][index] for index in ran) <= 1
     ran = [index for index in ran if found.answers[index].tokens == exact[1][index]]
     for index in ran:

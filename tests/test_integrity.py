@@ -125,8 +125,7 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> Maker:
 
 @pytest.fixture(scope="module")
 def good(maker: Maker) -> Path:
-    """With scales large enough that every planted fault shows: those that nearest codes ask for."""
-    return maker("rounded codes", solver="rtn")
+    return maker("default")
 
 
 @pytest.fixture(scope="module")

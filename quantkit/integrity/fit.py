@@ -10,7 +10,7 @@ For a target ``T`` [out, in] and a dequantized weight ``D = (code - zero) * step
 
 * the scatter of log stored / implied scales over that of the implied ones: scales of something else.
 
-The limits were set on 147 good variants of tiny: AWQ's, GPTQ's and compressed-tensors' layouts; 2, 3, 4 and 8 bits;
+The limits were set on 157 good variants of tiny: AWQ's, GPTQ's and compressed-tensors' layouts; 2, 3, 4 and 8 bits;
 rounded to nearest, GPTQ and refine; groups of 32, 64, 128 and the whole row; with and without zero points, AWQ scales
 and kept layers; one to twelve samples; three dtypes. Worst values of those, and the faintest fault where it is known:
 
@@ -24,7 +24,8 @@ shift_gain           2.44    0.69    0.88    0.30  a zero point off by one: 2.8 
 spread               1.15    0.45    0.24    0.01  scales of another place: 1.04 and more, 1.3 in the mean
 channels, rms         1.3    0.14    0.12    0.01  a scale left: 0.16 and more
 channel               4.0    0.58    0.48    0.05  one channel twice what it was: 0.69
-undone, rms          0.10    0.04    0.03    0.00  rows that are not compensated: 0.4
+shared, rms           1.3    0.11    0.05    0.00  a weak scale left by a norm: 0.09
+undone, rms          0.10    0.04    0.03    0.00  rows that are not compensated: 0.056 of a weak scale, else 0.4
 undone_channel       0.42    0.17    0.14    0.01
 undone_median        0.40    0.09    0.05    0.00
 =================  ======  ======  ======  ======  =====================================================
@@ -57,8 +58,8 @@ class Limits:
     in the units above. shift, shift_gain: the same of a group's shift, in steps and as a multiple of what is left.
     spread: most that scales scatter about those that the codes imply, as a share of how these scatter. channel_energy:
     mean square, in steps, from which on an input channel's slope tells; channels, channel: root mean square and
-    largest of their logs; undone, undone_channel, undone_median: the same, and the median, of a scale between two
-    linears and its inverse.
+    largest of their logs; shared: the former, where all linears of a group exceed it; undone, undone_channel,
+    undone_median: root mean square, largest and median of a scale between two linears times its inverse.
     """
 
     cosine: float
@@ -70,14 +71,15 @@ class Limits:
     channel_energy: float
     channels: float
     channel: float
+    shared: float
     undone: float
     undone_channel: float
     undone_median: float
 
 
-_FINE = Limits(0.75, 0.9, 1.0, 0.6, 1.3, 0.7, 9.0, 0.15, 0.6, 0.06, 0.3, 0.15)
-_THREE = Limits(0.6, 0.8, 2.0, 0.7, 2.0, 0.8, 2.0, 0.2, 0.7, 0.12, 0.4, 0.3)
-_TWO = Limits(0.25, 0.5, 2.0, 0.8, 4.0, 1.3, 1.0, math.inf, math.inf, 0.25, 0.9, math.inf)
+_FINE = Limits(0.75, 0.9, 1.0, 0.6, 1.3, 0.7, 9.0, 0.15, 0.6, 0.08, 0.045, 0.3, 0.15)
+_THREE = Limits(0.6, 0.8, 2.0, 0.7, 2.0, 0.8, 2.0, 0.2, 0.7, 0.15, 0.12, 0.4, 0.3)
+_TWO = Limits(0.25, 0.5, 2.0, 0.8, 4.0, 1.3, 1.0, math.inf, math.inf, math.inf, 0.25, 0.9, math.inf)
 
 
 def limits(bits: int) -> Limits:
@@ -212,10 +214,20 @@ def row_cosine(found: Tensor, wanted: Tensor) -> Tensor:
 
 def carries_scale(fit: Fit) -> bool:
     """Whether the input channels carry a scale beside the one that is undone."""
+    logs = _channel_logs(fit)
+    return _root_mean_square(logs) > fit.limits.channels or bool((logs.abs() > fit.limits.channel).any())
+
+
+def leans_to_scale(fit: Fit) -> bool:
+    """Whether the input channels may carry one: too little to say of one linear, enough if its whole group does."""
+    return _root_mean_square(_channel_logs(fit)) > fit.limits.shared
+
+
+def _channel_logs(fit: Fit) -> Tensor:
     logs = fit.channels[fit.telling].clamp(min=0.01).log()
-    if not len(logs):
-        return False
-    if fit.bits < 4:
-        logs = logs - logs.median()  # clipping and shrinking alone move all of them
-    largest = bool((logs.abs() > fit.limits.channel).any())
-    return largest or float(logs.square().mean().sqrt()) > fit.limits.channels
+    # clipping and shrinking alone move all channels of a coarse grid
+    return logs - logs.median() if fit.bits < 4 and len(logs) else logs
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.square().mean().sqrt()) if len(values) else 0.0

@@ -21,7 +21,7 @@ from quantkit.fold import expand
 from quantkit.grid import QuantizedWeight
 from quantkit.integrity.diagnose import Case, name_fault
 from quantkit.integrity.findings import Finding, error, some, warning
-from quantkit.integrity.fit import Fit, Limits, carries_scale, limits, measure
+from quantkit.integrity.fit import Fit, Limits, carries_scale, leans_to_scale, limits, measure
 from quantkit.integrity.subject import Subject
 from quantkit.integrity.unpack import in_order, read_linear, readable
 from quantkit.model import Block, Feeder, Group
@@ -29,6 +29,9 @@ from quantkit.model import Block, Feeder, Group
 NAME = "weights"
 # of a stored float against the product it should be: rounded to its dtype once in the source and once here
 _ROUNDING = {"BF16": 2**-7, "F16": 2**-9, "F32": 1e-4}
+# squared distance from the weight without its group's scale, as a share of that from the scaled one; good: 1.003 (2
+# bits), 1.09 (3), 1.36 (4), 89 (8) at least; a weak scale that a linear lacks: 0.81
+_NEARER = 0.95
 _FEW = 8  # telling channels under which a coarse grid says nothing of a scale
 _FAINT = 1e-6  # absolute difference that float16's smallest numbers make
 
@@ -70,10 +73,12 @@ class _Stored:
 @dataclass
 class _Verdict:
     """What came of one linear. channels: slope of its input channels; carries: they have a scale that nothing undoes;
-    unscaled: they should carry one and have none; fault: what else is wrong; rows: its row scale against the source."""
+    leans: they may have one, which counts if all linears of the group do; unscaled: they should carry one and have
+    none; fault: what else is wrong; rows: its row scale against the source."""
 
     channels: Tensor
     carries: bool = False
+    leans: bool = False
     unscaled: bool = False
     fault: str | None = None
     rows: Tensor | None = None
@@ -178,7 +183,7 @@ class _Audit:
             if stored is not None:
                 verdicts[name] = self._judge(name, group, stored, columns)
         carriers = [name for name, verdict in verdicts.items() if verdict.carries]
-        if group.feeder.kind != "rows" and self._blames_norm(group, carriers, len(verdicts)):
+        if group.feeder.kind != "rows" and self._blames_norm(group, carriers, verdicts):
             yield self._norm_fault(group, columns, verdicts)
             carriers = []
         for name in carriers:
@@ -198,12 +203,18 @@ class _Audit:
         if stored.weight is None:
             return self._judge_plain(name, stored, source, target, rows)
         fit = measure(stored.weight, target)
-        carries = group.feeder.kind != "rows" and carries_scale(fit)
-        if fit.healthy and not carries:
-            return _Verdict(fit.channels, rows=rows)
-        if carries and measure(stored.weight, target * fit.channels).healthy:
-            unscaled = _is_flat((fit.channels * columns)[fit.telling], columns[fit.telling])
-            return _Verdict(fit.channels, True, unscaled, None, rows)
+        if group.feeder.kind == "rows":
+            if fit.healthy:
+                return _Verdict(fit.channels, rows=rows)
+        elif _fits_better(stored, target / columns, target) and measure(stored.weight, target / columns).healthy:
+            return _Verdict(1 / columns, carries=True, unscaled=True, rows=rows)
+        else:
+            carries = carries_scale(fit)
+            if fit.healthy and not carries:
+                return _Verdict(fit.channels, leans=leans_to_scale(fit), rows=rows)
+            if carries and measure(stored.weight, target * fit.channels).healthy:
+                unscaled = _is_flat((fit.channels * columns)[fit.telling], columns[fit.telling])
+                return _Verdict(fit.channels, carries=True, unscaled=unscaled, rows=rows)
         return _Verdict(fit.channels, fault=name_fault(self._case(name, target, stored, fit)))
 
     def _judge_plain(self, name: str, stored: _Stored, source: Tensor, target: Tensor, rows: Tensor | None) -> _Verdict:
@@ -214,7 +225,7 @@ class _Audit:
         dot, energy = (found * target).sum(0), target.square().sum(0)
         carried = torch.where(energy > 0, dot / energy.clamp(min=1e-30), 1.0)
         if _equal(found, target * carried, stored.dtype):
-            return _Verdict(carried, True, _equal(found, source, stored.dtype), None, rows)
+            return _Verdict(carried, carries=True, unscaled=_equal(found, source, stored.dtype), rows=rows)
         return _Verdict(ones, fault=name_fault(self._case(name, target, stored, None)))
 
     def _case(self, name: str, target: Tensor, stored: _Stored, fit: Fit | None) -> Case:
@@ -236,15 +247,15 @@ class _Audit:
 
     # ---- wording ----
 
-    def _blames_norm(self, group: Group, carriers: list[str], count: int) -> bool:
+    def _blames_norm(self, group: Group, carriers: list[str], verdicts: dict[str, _Verdict]) -> bool:
         """All consumers carry a scale that the norm does not undo; or most of them do, and the norm is as it was; or it
         holds one value, which it did not."""
         norm = self._norm(group.feeder.module)
         if norm is not None and _is_constant(norm[1]) and not _is_constant(norm[0]):
             return True  # of 2 bits, columns alone do not show it
-        if not carriers or len(carriers) == count:
-            return bool(carriers)
-        return norm is not None and torch.equal(*norm) and 2 * len(carriers) > count
+        if verdicts and all(verdict.carries or verdict.leans for verdict in verdicts.values()):
+            return True
+        return norm is not None and torch.equal(*norm) and 2 * len(carriers) > len(verdicts)
 
     def _norm_fault(self, group: Group, columns: Tensor, verdicts: dict[str, _Verdict]) -> Finding:
         """Every consumer disagrees with the norm in the same way: the norm is the one to blame."""
@@ -323,6 +334,12 @@ def _row_scale(stored: _Stored, target: Tensor) -> Tensor:
     """Least-squares scale of every row against ``target``, [out]; 1 for a row of zeros."""
     energy = target.square().sum(1)
     return torch.where(energy > 0, (stored.values() * target).sum(1) / energy.clamp(min=1e-30), 1.0)
+
+
+def _fits_better(stored: _Stored, one: Tensor, other: Tensor) -> bool:
+    """Whether the weights are nearer to ``one`` than to ``other``, by more than rounding does."""
+    found = stored.values()
+    return float((found - one).square().sum()) < _NEARER * float((found - other).square().sum())
 
 
 def _equal(found: Tensor, wanted: Tensor, dtype: str) -> bool:

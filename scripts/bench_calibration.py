@@ -6,37 +6,29 @@ Both calibrations take the same number of tokens from the bundled set: all modal
 Each seed chooses anew. Measured is the mean KL divergence to the unquantized model over the tokens of the answers, on
 the bundled held-out items, by modality, with the items' own intervals left aside: the spread is over the seeds.
 
-No file layout of ours holds 3 bits, so the dequantized weights are written as they are (float32) and measured; the
-rounding, the folds and the clips are those of `quantkit awq`.
+The variants are those of `quantkit awq` in GPTQ's layout, which holds 3 bits, with free zero points.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import logging
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
-from quantkit import plan, quantize
 from quantkit.calibration import load_conversations
 from quantkit.calibration.sources import parse_source
-from quantkit.formats import FORMATS
-from quantkit.grid import GridSpec, QuantizedWeight
-from quantkit.recipe import QuantizeOptions
+from quantkit.quantize import quantize
+from quantkit.recipe import DEFAULTS, QuantizeOptions
 from quantkit.verify import verify
 from quantkit.verify.report import environment
 
@@ -44,36 +36,10 @@ GROUPS = ("image", "images", "video", "text")
 Row = dict[str, Any]
 
 
-def specs(name: str, out_features: int, in_features: int, spec: GridSpec) -> dict[str, tuple[str, list[int]]]:
-    """The one tensor of a linear that is written dequantized."""
-    return {f"{name}.weight": ("F32", [out_features, in_features])}
-
-
-def pack(name: str, weight: QuantizedWeight) -> dict[str, Tensor]:
-    """The weight itself, float32 [out, in]."""
-    return {f"{name}.weight": weight.dequantize()}
-
-
-@contextmanager
-def dense_layout() -> Iterator[None]:
-    """While it lasts, `quantize` writes dequantized weights, of any bits."""
-    layout = SimpleNamespace(
-        check_spec=lambda spec: None,
-        check_linear=lambda *_: None,
-        tensor_specs=specs,
-        pack=pack,
-        quantization_config=lambda spec, skipped: None,
-    )
-    planned = functools.partial(plan.make_plan, format_name="dense")
-    with mock.patch.dict(FORMATS, {"dense": layout}), mock.patch.object(quantize, "make_plan", planned):
-        yield
-
-
 def measure(options: QuantizeOptions, name: str, folder: Path) -> Row:
     """Quantize and verify one variant."""
     out = folder / f"{name}-{options.seed}"
-    with dense_layout():
-        outcome = quantize.quantize(replace(options, out=out))
+    outcome = quantize(replace(options, out=out))
     report = verify(options.model, out, generate=False, noise=False, cache=folder / "cache")
     assert report.engines, report.verdict.headline
     groups = {one.value: one for one in report.engines[0].groups if one.by == "modality"}
@@ -116,14 +82,14 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=6000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--solver", default="gptq")
+    parser.add_argument("--solver", default=DEFAULTS.solver)
     parser.add_argument("--more", nargs="*", default=[], help="further sources, each a calibration of its own")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.getLogger("quantkit").setLevel(logging.ERROR)
     options = QuantizeOptions(
         model=arguments.model, bits=arguments.bits, group_size=arguments.group_size, solver=arguments.solver,
-        token_budget=arguments.tokens, allow_overlap=False,
+        token_budget=arguments.tokens, allow_overlap=False, method_format="gptq", symmetric=False,
     )  # fmt: skip
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:

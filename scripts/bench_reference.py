@@ -59,7 +59,8 @@ def forward(job: dict[str, Any]) -> dict[str, Any]:
     samples = mix.samples
     places = spread(len(samples), job["peer_samples"])
     if job["peer_inputs"]:
-        torch.save([samples[place].inputs for place in places], job["peer_inputs"])
+        plain = [{name: value.clone() for name, value in samples[place].inputs.items()} for place in places]
+        torch.save(plain, job["peer_inputs"])
     started = time.perf_counter()
     model = load_model(checkpoint.path)
     load_seconds = time.perf_counter() - started

@@ -123,7 +123,7 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
     """The ``quantization_config`` of config.json, and all of quantize_config.json."""
     left_alone: dict[str, dict[str, int]] = {rf"-:.*{re.escape(part)}": {} for part in contents.skipped}
     other = {
-        rf"+:.*{re.escape(name.removeprefix(contents.blocks))}$": {"bits": spec.bits}
+        rf"+:.*\.{re.escape(name.removeprefix(contents.blocks))}$": {"bits": spec.bits}
         for name, spec in contents.grids.items()
         if spec.bits != contents.spec.bits
     }

@@ -130,7 +130,10 @@ class CalibrationOptions(ModelOptions):
     no_cache: bool = option(False, "Neither use nor keep prepared samples.", DATA, place=True)
 
     downsample_mode: DownsampleMode = option(
-        "16x", "Visual token compression: 16x, 4x or both, alternating.", PICTURES, choices=("16x", "4x", "both")
+        "16x",
+        "Visual token compression: 16x, 4x or both, half of the samples each.",
+        PICTURES,
+        choices=("16x", "4x", "both"),
     )
     max_slice_nums: int | None = option(
         None, "Most slices an image is cut into. (default: the processor's)", PICTURES, least=1

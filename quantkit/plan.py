@@ -6,10 +6,12 @@ The plan is what ``--dry-run`` prints and what the run follows, so the two canno
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from quantkit.budget import Allowance, allowance
 from quantkit.errors import QuantkitError
 from quantkit.formats import FORMATS
 from quantkit.grid import GridSpec
@@ -23,7 +25,7 @@ from quantkit.model import (
     select_kept,
     sglang_names,
 )
-from quantkit.recipe import SAMPLES, QuantizeOptions, WriteOptions
+from quantkit.recipe import KEPT_BITS, SAMPLES, QuantizeOptions, WriteOptions
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint
@@ -36,9 +38,10 @@ _PROCESS_BYTES = 900_000_000  # interpreter, torch and transformers once importe
 @dataclass(frozen=True)
 class Plan:
     """spec: the grid of most linears. quantized: full names of the linears to quantize with (out, in). grids: the grid
-    of each. kept: those that --keep leaves alone.
+    of each. kept: those that stay as they are, by --keep or by choice of the budget.
 
     specs: every tensor of the output, {name: (safetensors dtype, shape)}, in the order they will lie in the file.
+    allowance: where a budget chooses the bits, what it leaves for the linears.
     """
 
     map: ModelMap
@@ -52,15 +55,20 @@ class Plan:
     specs: dict[str, tuple[str, list[int]]]
     bytes_before: int
     memory: dict[str, int] = field(default_factory=dict)
+    allowance: Allowance | None = None
 
     @property
     def bytes_after(self) -> int:
-        return sum(_size(*spec) for spec in self.specs.values())
+        return _total(self.specs)
 
     @property
     def peak_memory(self) -> int:
         """Estimated peak in bytes: the process and the largest phase."""
         return _PROCESS_BYTES + max(self.memory.values())
+
+    def spec_of(self, bits: int) -> GridSpec:
+        """The grid of a linear of ``bits``; all else is as in the grid of most linears."""
+        return replace(self.spec, bits=bits)
 
     def stored_dtype(self, name: str) -> str:
         """torch's name of the dtype that an unquantized tensor is stored in."""
@@ -71,35 +79,93 @@ class Plan:
         return [*UNQUANTIZED_MODULES, *sorted(self.kept), *sorted(sglang_names(self.kept))]
 
 
-def make_plan(checkpoint: Checkpoint, options: QuantizeOptions) -> Plan:
+def make_plan(checkpoint: Checkpoint, options: QuantizeOptions, chosen: Mapping[str, int] | None = None) -> Plan:
     """Check the options against the checkpoint and lay out the output.
 
-    Raises QuantkitError for another architecture, an already quantized model, a tensor that is missing or misshaped, a
-    grid that the format or a layer cannot hold, or a --keep pattern that matches nothing.
+    chosen: the bits of each linear, where a budget has decided (``KEPT_BITS``: it stays as it is); before that, all of
+    them stand at the fewest bits. Raises QuantkitError for another architecture, an already quantized model, a tensor
+    that is missing or misshaped, a grid that the format or a layer cannot hold, a budget that cannot be met, or a
+    --keep pattern that matches nothing.
     """
     layout = FORMATS[options.layout]
     model_map = source_map(checkpoint)
-    spec = GridSpec(options.bits, options.group_size, options.fixed_zero, layout.LEAST_ZERO)
-    layout.check_spec(spec)
+    specs_by_width = _grids_by_width(options)
     kept, along = select_kept(model_map, options.keep)
-    quantized = {name: shape for name, shape in model_map.linears().items() if name not in kept}
-    if not quantized:
+    linears = {name: shape for name, shape in model_map.linears().items() if name not in kept}
+    if not linears:
         raise QuantkitError("--keep leaves no linear to quantize; drop a pattern")
-    grids = dict.fromkeys(quantized, spec)
-    for name, shape in quantized.items():
-        layout.check_linear(name, *shape, grids[name])
+    for name, shape in linears.items():
+        for spec in specs_by_width.values():
+            layout.check_linear(name, *shape, spec)
+    fewest = min(specs_by_width)
+    widths = {name: (chosen or {}).get(name, fewest) for name in linears}
+    kept |= {name for name, bits in widths.items() if bits == KEPT_BITS}
+    quantized = {name: shape for name, shape in linears.items() if name not in kept}
+    grids = {name: specs_by_width[widths[name]] for name in quantized}
     dtype = plain_dtype(checkpoint, options)
-    specs = lay_out(
-        checkpoint,
-        model_map,
-        quantized,
-        lambda name, out, inputs: layout.tensor_specs(name, out, inputs, grids[name], dtype),
-        options,
-    )
-    memory = _memory(checkpoint, model_map, dtype, options)
+
+    def packed(name: str, bits: int) -> dict[str, tuple[str, list[int]]]:
+        found: dict[str, tuple[str, list[int]]] = layout.tensor_specs(name, *linears[name], specs_by_width[bits], dtype)
+        return found
+
+    specs = lay_out(checkpoint, model_map, quantized, lambda name, _out, _in: packed(name, widths[name]), options)
+    room = None
+    if options.budget is not None:
+        sizes = {
+            name: {
+                bits: _linear_bytes(checkpoint, name, dtype, options)
+                if bits == KEPT_BITS
+                else _total(packed(name, bits))
+                for bits in options.widths
+            }
+            for name in linears
+        }
+        rest = _total(specs) - sum(sizes[name][widths[name]] for name in linears)
+        room = allowance(options.budget, sizes, sum(out * inputs for out, inputs in linears.values()), rest)
     return Plan(
-        model_map, spec, options.layout, dtype, quantized, grids, kept, along, specs, checkpoint.total_bytes, memory
+        map=model_map,
+        spec=_commonest(grids) or specs_by_width[fewest],
+        format=options.layout,
+        dtype=dtype,
+        quantized=quantized,
+        grids=grids,
+        kept=kept,
+        kept_along=along,
+        specs=specs,
+        bytes_before=checkpoint.total_bytes,
+        memory=_memory(checkpoint, model_map, dtype, options),
+        allowance=room,
     )
+
+
+def _grids_by_width(options: QuantizeOptions) -> dict[int, GridSpec]:
+    """The grid of each width that a linear may get."""
+    layout, found = FORMATS[options.layout], {}
+    try:
+        for bits in options.widths:
+            if bits != KEPT_BITS:
+                found[bits] = GridSpec(bits, options.group_size, options.fixed_zero, layout.LEAST_ZERO)
+                layout.check_spec(found[bits])
+    except QuantkitError as error:
+        asked = "--bits" if options.budget is None else "--budget-bits"
+        raise QuantkitError(str(error).replace("--bits", asked, 1)) from error
+    return found
+
+
+def _commonest(grids: Mapping[str, GridSpec]) -> GridSpec | None:
+    """The grid of most linears; of the fewest bits where two are as common."""
+    counts = Counter(grids.values())
+    return min(counts, key=lambda spec: (-counts[spec], spec.bits), default=None)
+
+
+def _linear_bytes(checkpoint: Checkpoint, name: str, dtype: str, options: WriteOptions) -> int:
+    """Bytes of a linear that stays as it is."""
+    stored = checkpoint.dtype(name + ".weight") if options.dtype == "auto" else _SAFETENSORS[dtype]
+    return _size(stored, list(checkpoint.shape(name + ".weight")))
+
+
+def _total(specs: Mapping[str, tuple[str, list[int]]]) -> int:
+    return sum(_size(*spec) for spec in specs.values())
 
 
 def source_map(checkpoint: Checkpoint) -> ModelMap:

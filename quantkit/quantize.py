@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +23,18 @@ from torch import Tensor
 import quantkit
 from quantkit import stats_file
 from quantkit.blockwise import LayerRow, QuantizedBlock, quantize_block
+from quantkit.budget import Choice, allocate
 from quantkit.calibration import Mix, Sample, build_from
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.formats import FORMATS, Contents
 from quantkit.grid import QuantizedWeight
-from quantkit.methods import METHODS
+from quantkit.methods import METHODS, Rounding
 from quantkit.model import LAYERS_PREFIX
 from quantkit.output import ShardWriter, atomic_output, check_target
 from quantkit.plan import Plan, make_plan
-from quantkit.recipe import QuantizeOptions, WriteOptions
+from quantkit.recipe import KEPT_BITS, QuantizeOptions, WriteOptions
+from quantkit.sensitivity import expected_losses, output_sensitivity
 from quantkit.statistics import BlockStatistics, CalibrationPass, build_skeleton
 
 if TYPE_CHECKING:
@@ -41,6 +44,23 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 FLOAT16_MAX = 65504.0
+_STATISTICS = ".statistics"  # kept while a budget is spent
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a budget was spent on. bits: by unit, the linears that read one input; losses: nats a prediction that each
+    unit would lose, by bits; bits_per_weight: of all linears, those that stayed as they are included."""
+
+    asked: str
+    bits: dict[str, int]
+    losses: dict[str, dict[int, float]]
+    bits_per_weight: float
+
+    @property
+    def expected_loss(self) -> float:
+        """Nats a prediction that all units lose together, if losses add up."""
+        return sum(self.losses[unit][bits] for unit, bits in self.bits.items())
 
 
 @dataclass
@@ -55,6 +75,7 @@ class Outcome:
     samples: int = 0
     tokens: int = 0
     skipped: int = 0  # bad rows that were left out
+    spending: Spending | None = None  # where a budget chose the bits
 
     @property
     def bytes_after(self) -> int:
@@ -81,9 +102,14 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     mix = _samples(checkpoint, options, outcome, progress) if needs_data else None
     clock.lap("prepare")
     key = _key(checkpoint, mix, plan) if mix is not None else None
+    samples = mix.samples if mix else []
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
+        if plan.allowance is not None and key is not None:
+            options, kept = _keep_statistics(options, folder)
+            outcome.plan = plan = _spend(checkpoint, plan, options, samples, key, outcome, clock, progress)
+            options = replace(options, stats=kept, save_stats=None)
         with ShardWriter(folder, writer_specs(plan), options.max_shard_bytes) as writer:
-            source = _Statistics(checkpoint, plan, options, mix.samples if mix else [], key, progress)
+            source = _Statistics(checkpoint, plan, options, samples, key, progress)
             for block, found in zip(plan.map.blocks, source, strict=True):
                 clock.lap("statistics")
                 tensors = _load_block(checkpoint, block, options.device)
@@ -93,6 +119,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
                 clock.lap("search")
             copy_rest(checkpoint, plan, writer)
             writer.finish()
+        shutil.rmtree(folder / _STATISTICS, ignore_errors=True)
         checkpoint.copy_side_files(folder)
         _write_config(checkpoint, plan, options, folder)
         write_provenance(checkpoint, plan, options, mix, outcome, folder)
@@ -150,6 +177,74 @@ def _samples(checkpoint: Checkpoint, options: QuantizeOptions, outcome: Outcome,
 
 def _key(checkpoint: Checkpoint, mix: Mix, plan: Plan) -> stats_file.Key:
     return stats_file.Key(checkpoint.fingerprint(), mix.fingerprint, plan.dtype)
+
+
+def _keep_statistics(options: QuantizeOptions, folder: Path) -> tuple[QuantizeOptions, Path]:
+    """Options under which the statistics of the first sweep are kept, and where: a budget needs them twice."""
+    if options.stats is not None:
+        return options, options.stats
+    kept = options.save_stats or folder / _STATISTICS
+    return replace(options, save_stats=kept), kept
+
+
+def _spend(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    options: QuantizeOptions,
+    samples: list[Sample],
+    key: stats_file.Key,
+    outcome: Outcome,
+    clock: Clock,
+    progress: Progress,
+) -> Plan:
+    """Measure what every unit would lose at every width, and plan with the widths that the budget affords."""
+    room = plan.allowance
+    assert room is not None
+    sensitivity = output_sensitivity(
+        checkpoint, plan.map, samples, device=options.device, dtype=getattr(torch, plan.dtype), seed=options.seed,
+        progress=progress,
+    )  # fmt: skip
+    clock.lap("sensitivity")
+    rounding = Rounding(options.solver, options.act_order, options.damping)
+    members: dict[str, list[str]] = {}
+    losses: dict[str, dict[int, float]] = {}
+    for block, found in zip(
+        plan.map.blocks, _Statistics(checkpoint, plan, options, samples, key, progress), strict=True
+    ):
+        clock.lap("statistics")
+        assert found is not None
+        for group in block.groups:
+            names = [name for name in group.linears if block.prefix + name in room.sizes]
+            if not names:
+                continue
+            weights = {
+                name: checkpoint.load(f"{block.prefix}{name}.weight", check_finite=True).to(
+                    options.device, torch.float32
+                )
+                for name in names
+            }
+            unit = block.prefix + group.name
+            members[unit] = [block.prefix + name for name in names]
+            losses[unit] = expected_losses(
+                weights,
+                found.inputs[group.name],
+                {name: sensitivity[block.prefix + name] for name in names},
+                [plan.spec_of(bits) for bits in options.widths if bits != KEPT_BITS],
+                options.method,
+                rounding,
+            ) | {bits: 0.0 for bits in options.widths if bits == KEPT_BITS}
+        progress("losses", block.index + 1, len(plan.map.blocks))
+        clock.lap("losses")
+    choices = {
+        unit: [
+            Choice(bits, sum(room.sizes[name][bits] for name in members[unit]), loss) for bits, loss in by_bits.items()
+        ]
+        for unit, by_bits in losses.items()
+    }
+    taken = {unit: choice.width for unit, choice in allocate(choices, room.bytes).items()}
+    chosen = {name: bits for unit, bits in taken.items() for name in members[unit]}
+    outcome.spending = Spending(room.asked, taken, losses, room.bits_per_weight(room.of(chosen)))
+    return make_plan(checkpoint, options, chosen)
 
 
 class _Statistics:
@@ -293,6 +388,7 @@ def write_provenance(
             },
             "versions": {package: _version(package) for package in packages},
             "kept": sorted(plan.kept),
+            **_spent(outcome.spending),
             "layers": [
                 {"name": row.name, "bits": row.bits, "error": _number(row.error), "scaled_by": row.scaled_by}
                 | ({"notes": list(row.notes)} if row.notes else {})
@@ -300,6 +396,25 @@ def write_provenance(
             ],
         },
     )
+
+
+def _spent(spending: Spending | None) -> dict[str, Any]:
+    if spending is None:
+        return {}
+    return {
+        "budget": {
+            "asked": spending.asked,
+            "bits_per_weight": _number(spending.bits_per_weight),
+            "expected_kl": _number(spending.expected_loss),
+            "units": {
+                unit: {
+                    "bits": bits,
+                    "expected_kl": {str(width): _number(loss) for width, loss in spending.losses[unit].items()},
+                }
+                for unit, bits in spending.bits.items()
+            },
+        }
+    }
 
 
 def _number(value: float) -> float | None:

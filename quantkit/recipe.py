@@ -21,6 +21,7 @@ BnbType = Literal["nf4", "fp4", "int8"]
 PANELS = MODEL, GRID, DATA, PICTURES, RUN = "Model", "Grid", "Calibration", "Pictures and clips", "Run"
 BLOCK_SIZES = (32, 64, 128, 256, 512)
 _BLOCK_WORDS = "32, 64, 128, 256 or 512"
+KEPT_BITS = 16  # of what stays as it is, in --budget-bits
 SAMPLES = 128  # conversations, where neither a count nor a token budget is asked for
 
 
@@ -171,6 +172,18 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
     method: str = "awq"
 
     bits: int = option(4, "Bits a weight: 4 in AWQ's layout; 2, 3, 4 or 8 in the others.", GRID)
+    budget: str | None = option(
+        None,
+        "Mixed precision: bits a weight of the language model's linears, scales included (4.5bpw), or the size of all "
+        "weights (1.7GB); what each layer would lose decides its bits.",
+        GRID,
+    )
+    budget_bits: str | None = option(
+        None,
+        "Bits that --budget chooses from; 16 leaves a layer as it is. (default: 4,8,16, which vLLM reads as well; 4,16 "
+        "in AWQ's layout)",
+        GRID,
+    )
     group_size: int = option(128, "Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", GRID)
     symmetric: bool | None = option(
         None,
@@ -181,7 +194,8 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
     )
     method_format: MethodFormat | None = option(
         None,
-        "Layout of the file: awq (4 bits), gptq or compressed-tensors. (default: gptq's own for gptq, else awq)",
+        "Layout of the file: awq (4 bits), gptq or compressed-tensors. (default: the method's own; compressed-tensors "
+        "for gptq with --budget, since Transformers reads one width in a file of GPTQ's layout)",
         GRID,
         choices=("awq", "gptq", "compressed-tensors"),
     )
@@ -215,18 +229,46 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
             )
         if not 0 < self.damping < 1:
             raise QuantkitError(f"--damping {self.damping}: must lie between 0 and 1")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            if self.budget_bits is not None:
+                raise QuantkitError("--budget-bits: is what --budget chooses from; add --budget, or use --bits")
+            return
+        parse_budget(self.budget)
+        if self.bits != type(self).bits:
+            raise QuantkitError(f"--bits {self.bits}: --budget chooses the bits; name those it may take: --budget-bits")
+        if self.method == "rtn":
+            raise QuantkitError("--budget: needs what each layer loses, and rtn looks at no data; use awq or gptq")
+        if self.sequential:
+            raise QuantkitError("--sequential: --budget measures every layer before it chooses; leave one of them out")
+        if len(self.widths) < 2:
+            raise QuantkitError(f"--budget-bits {self.budget_bits}: name two widths or more, or use --bits")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits that a linear may get, in ascending order; 16 leaves it as it is."""
+        if self.budget is None:
+            return (self.bits,)
+        if self.budget_bits is None:
+            return (4, KEPT_BITS) if self.layout == "awq" else (4, 8, KEPT_BITS)
+        return parse_widths(self.budget_bits)
 
     @property
     def layout(self) -> str:
         """The file layout: the one asked for, or the method's own."""
-        return self.method_format or ("gptq" if self.method == "gptq" else "awq")
+        if self.method == "gptq" and self.method_format is None:
+            return "gptq" if self.budget is None else "compressed-tensors"
+        return self.method_format or "awq"
 
     @property
     def fixed_zero(self) -> bool:
         """Whether the zero point is fixed: as asked for, or as the layout's readers need it."""
         if self.symmetric is not None:
             return self.symmetric
-        return self.layout == "compressed-tensors" or (self.layout == "gptq" and self.bits in (4, 8))
+        packed = set(self.widths) - {KEPT_BITS}
+        return self.layout == "compressed-tensors" or (self.layout == "gptq" and packed <= {4, 8})
 
     def provenance(self) -> dict[str, object]:
         return super().provenance() | {"method_format": self.layout, "symmetric": self.fixed_zero}
@@ -270,6 +312,27 @@ class BnbOptions(WriteOptions):
     @property
     def bits(self) -> int:
         return 8 if self.type == "int8" else 4
+
+
+def parse_budget(text: str) -> tuple[float | None, int | None]:
+    """``4.5bpw`` -> (4.5, None), bits a weight; ``1.7GB`` -> (None, bytes)."""
+    number = text[:-3]
+    if text.lower().endswith("bpw"):
+        if not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+            raise QuantkitError(f"--budget {text!r}: write it as 4.5bpw, or as a size: 1.7GB")
+        return float(number), None
+    try:
+        return None, parse_size(text, "--budget")
+    except QuantkitError as error:
+        raise QuantkitError(f"--budget {text!r}: write it as 4.5bpw, or as a size: 1.7GB") from error
+
+
+def parse_widths(text: str) -> tuple[int, ...]:
+    """``3,4,16`` -> (3, 4, 16), in ascending order, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() for part in parts):
+        raise QuantkitError(f"--budget-bits {text!r}: write it as 3,4,8,16")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def parse_size(text: str, flag: str) -> int:

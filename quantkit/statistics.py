@@ -158,7 +158,7 @@ class _Recorder(nn.Module):
 
 
 @dataclass
-class _Batch:
+class Batch:
     """Samples on their way through the blocks, one a row, and each layer kind's other arguments.
 
     hidden [B, T, hidden]; drifted: the same behind quantized blocks; padding bool [B, T]; places: see
@@ -210,7 +210,7 @@ class CalibrationPass:
 
     def __iter__(self) -> Iterator[BlockStatistics]:
         with torch.no_grad():
-            running = self._embed()
+            running = self.embed()
         for block in self.map.blocks:
             with torch.no_grad():
                 found = self._run_block(block, running)
@@ -223,7 +223,7 @@ class CalibrationPass:
         """Hand back the block that was just given out as it is quantized: its parameters by name inside the block."""
         self._replacement = state
 
-    def _follow(self, block: Block, running: list[_Batch]) -> None:
+    def _follow(self, block: Block, running: list[Batch]) -> None:
         """Take the drifted hidden states through the quantized block."""
         if self._replacement is None:
             raise RuntimeError("a sequential pass needs each block back, quantized, before the next")
@@ -244,7 +244,7 @@ class CalibrationPass:
     def final_hidden(self) -> list[Tensor]:
         """Hidden states [1, T, hidden] after the last block (before the final norm), for checking the pass itself."""
         with torch.no_grad():
-            running = self._embed()
+            running = self.embed()
             for block in self.map.blocks:
                 self._run_block(block, running)
         found = {
@@ -254,7 +254,7 @@ class CalibrationPass:
         }
         return [found[index] for index in range(len(self.samples))]
 
-    def _embed(self) -> list[_Batch]:
+    def embed(self) -> list[Batch]:
         """Vision tower, mergers and embedding of every sample, with the model's own forward around them."""
         outer = self.skeleton.model
         language = outer.language_model
@@ -268,9 +268,9 @@ class CalibrationPass:
         language.layers = nn.ModuleList(recorders)
         try:
             for prefix, module in parts.items():
-                self._materialise(module, prefix)
+                self.materialise(module, prefix)
             language.rotary_emb = type(language.rotary_emb)(config=language.config).to(self.device)
-            running: list[_Batch] = []
+            running: list[Batch] = []
             done = 0
             for members in batches([len(sample.vision_mask) for sample in self.samples], self.batch_tokens):
                 self.progress("vision", done, len(self.samples))
@@ -283,7 +283,7 @@ class CalibrationPass:
                 module.to("meta")
             language.norm, language.layers = norm, nn.ModuleList(self.layers)
 
-    def _embed_batch(self, outer: Any, members: list[int], recorders: list[_Recorder]) -> _Batch:
+    def _embed_batch(self, outer: Any, members: list[int], recorders: list[_Recorder]) -> Batch:
         """Pictures go through the tower a sample at a time: memory peaks there, and attention takes one at a time."""
         samples = [self.samples[index] for index in members]
         rows = [self._embed_one(outer, sample) for sample in samples]
@@ -297,7 +297,7 @@ class CalibrationPass:
             for name, mask in zip(MODALITIES, (~vision & ~padding, vision), strict=True)
         }
         arguments = {recorder.kind: recorder.seen for recorder in recorders}
-        return _Batch(members, hidden, padding.to(self.device), places, arguments)
+        return Batch(members, hidden, padding.to(self.device), places, arguments)
 
     def _embed_one(self, outer: Any, sample: Sample) -> Tensor:
         """What one sample gives to the first block, [T, hidden]."""
@@ -306,9 +306,9 @@ class CalibrationPass:
         _require_finite(hidden, "the vision tower and embedding", [sample])
         return hidden[0]
 
-    def _run_block(self, block: Block, running: list[_Batch]) -> BlockStatistics:
+    def _run_block(self, block: Block, running: list[Batch]) -> BlockStatistics:
         layer = self.layers[block.index]
-        self._materialise(layer, block.prefix)
+        self.materialise(layer, block.prefix)
         check_norms(layer, block)
         drifts = any(batch.drifted is not None for batch in running)
         accumulators = {group.name: _Accumulator(group.in_features, self.device, drifts) for group in block.groups}
@@ -346,7 +346,8 @@ class CalibrationPass:
         self.abs_max = max(self.abs_max, *(part.abs_max for part in statistics.inputs.values()))
         return statistics
 
-    def _materialise(self, module: nn.Module, prefix: str) -> None:
+    def materialise(self, module: nn.Module, prefix: str) -> None:
+        """Give ``module`` the weights that the checkpoint has under ``prefix``."""
         state = {}
         for name, empty in module.state_dict().items():
             tensor = self.checkpoint.load(prefix + name, check_finite=True)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from quantkit.cli.options import with_options
 from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
-from quantkit.recipe import RUN, BnbOptions, CalibrationOptions, ModelOptions, QuantizeOptions
+from quantkit.recipe import KEPT_BITS, RUN, BnbOptions, CalibrationOptions, ModelOptions, QuantizeOptions
 
 if TYPE_CHECKING:
     from quantkit.plan import Plan
@@ -21,6 +21,9 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what would be done, sizes and memory; load nothing.", rich_help_panel=RUN),
 ]
+NEEDS_DATA = (
+    "solver", "scales", "act_order", "damping", "sequential", "stats", "save_stats", "budget", "budget_bits",
+)  # fmt: skip
 CALIBRATION = {one.name for one in fields(CalibrationOptions)} - {one.name for one in fields(ModelOptions)}
 
 
@@ -44,9 +47,7 @@ def gptq(given: dict[str, Any], dry_run: DryRun = False) -> None:
     _run(_options("gptq", given), dry_run)
 
 
-@with_options(
-    QuantizeOptions, leave_out=[*CALIBRATION, "solver", "scales", "act_order", "damping", "stats", "save_stats"]
-)
+@with_options(QuantizeOptions, leave_out=[*CALIBRATION, *NEEDS_DATA])
 def rtn(given: dict[str, Any], dry_run: DryRun = False) -> None:
     """Round to nearest without any data: the baseline that every other method is measured against."""
     _run(_options("rtn", given | {"solver": "rtn"}), dry_run)
@@ -104,19 +105,42 @@ def _print_plan(plan: Plan, name: str, options: QuantizeOptions | BnbOptions) ->
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     rows: dict[tuple[str, tuple[int, int], str], int] = {}
     for full, shape in plan.map.linears().items():
-        key = (full.split(".", 4)[4], shape, str(plan.grids[full].bits) if full in plan.quantized else plan.dtype)
+        key = (full.split(".", 4)[4], shape, _planned_bits(plan, full, options))
         rows[key] = rows.get(key, 0) + 1
     for (linear, shape, bits), count in rows.items():
         table.add_row(linear, str(count), f"{shape[0]} x {shape[1]}", bits)
     console.print(table)
     _print_kept(plan)
+    after = _planned_bytes(plan)
     console.print(
-        f"size    {megabytes(plan.bytes_before)} -> {megabytes(plan.bytes_after)} "
-        f"({plan.bytes_after / plan.bytes_before:.0%}); vision tower, mergers and embedding stay {plan.dtype}"
+        f"size    {megabytes(plan.bytes_before)} -> {megabytes(after)} "
+        f"({after / plan.bytes_before:.0%}); vision tower, mergers and embedding stay {plan.dtype}"
     )
+    if plan.allowance is not None:
+        room = plan.allowance
+        console.print(
+            f"budget  {room.asked}: {megabytes(room.bytes)} for the linears, "
+            f"{room.bits_per_weight(room.bytes):.2f} bits a weight, as their measured losses will have it"
+        )
     phases = ", ".join(f"{what} {megabytes(count)}" for what, count in plan.memory.items())
     console.print(f"memory  about {megabytes(plan.peak_memory)} at the peak ({phases}, and the libraries)")
     console.print(f"would write {options.out}", markup=False)
+
+
+def _planned_bits(plan: Plan, full: str, options: QuantizeOptions | BnbOptions) -> str:
+    if full not in plan.quantized:
+        return plan.dtype
+    if plan.allowance is None or not isinstance(options, QuantizeOptions):
+        return str(plan.grids[full].bits)
+    return " or ".join(plan.dtype if bits == KEPT_BITS else str(bits) for bits in options.widths)
+
+
+def _planned_bytes(plan: Plan) -> int:
+    """Of the output; where a budget is to be spent, at most."""
+    if plan.allowance is None:
+        return plan.bytes_after
+    fewest = sum(min(by_width.values()) for by_width in plan.allowance.sizes.values())
+    return plan.bytes_after - fewest + plan.allowance.bytes
 
 
 def _print_kept(plan: Plan) -> None:
@@ -133,6 +157,25 @@ def _print_notes(outcome: Outcome) -> None:
     for note, names in rows.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"[yellow]note:[/] {names[0]}{others}: {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _print_spending(outcome: Outcome) -> None:
+    spent = outcome.spending
+    if spent is None:
+        return
+    fewest = min(bits for by_bits in spent.losses.values() for bits in by_bits)
+    uniform = sum(by_bits[fewest] for by_bits in spent.losses.values())
+    console.print(
+        f"budget {spent.asked}: {spent.bits_per_weight:.2f} bits a weight; expected loss {spent.expected_loss:.2g} "
+        f"nats a token before the last refinement (all at {fewest} bits: {uniform:.2g})",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if outcome.plan.format == "gptq" and len({spec.bits for spec in outcome.plan.grids.values()}) > 1:
+        console.print(
+            "[yellow]note:[/] several widths in GPTQ's layout: vLLM and gptqmodel read them, Transformers does not "
+            "(--method-format compressed-tensors loads in both)",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _print_outcome(outcome: Outcome) -> None:
@@ -155,6 +198,7 @@ def _print_outcome(outcome: Outcome) -> None:
     console.print(table)
     _print_kept(plan)
     _print_notes(outcome)
+    _print_spending(outcome)
     if outcome.samples:
         console.print("error: share of the output's energy over the calibration tokens", style="dim")
         console.print(f"calibrated on {outcome.samples} conversations, {outcome.tokens} tokens", highlight=False)

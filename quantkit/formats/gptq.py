@@ -11,7 +11,8 @@ Version 1 stores ``zero - 1``; readers add one back to the packed words, so a ze
 neighbour and is never written (`LEAST_ZERO`). Files of others may say ``checkpoint_format: gptq_v2`` (zero points as
 they are) or order their channels by activation (``g_idx`` not sorted); both are read, neither is written.
 
-Who takes what (vLLM 0.32, gptqmodel 7.7): vLLM symmetric grids of 4 and 8 bits alone, gptqmodel all of them. The parts
+Who takes what (vLLM 0.32, gptqmodel 7.7, optimum 2.3): vLLM symmetric grids of 4 and 8 bits alone, gptqmodel all of
+them, Transformers (optimum) one width a file: rules for single linears (``dynamic``) do not reach it. The parts
 that stay as they are are named three times: ``modules_in_block_to_quantize`` (full names, in a list of lists) for
 optimum and vLLM, ``dynamic`` with ``-:`` for SGLang and gptqmodel's own loader.
 """
@@ -35,6 +36,12 @@ SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 BITS = (2, 3, 4, 8)
 LEAST_ZERO = 1
 MULTIPLE = 32  # of inputs and outputs, that every reader takes
+# vLLM and SGLang ask for the rule of the linear that they fuse, under its own name
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
+}
 
 
 def check_spec(spec: GridSpec) -> None:
@@ -123,9 +130,10 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
     """The ``quantization_config`` of config.json, and all of quantize_config.json."""
     left_alone: dict[str, dict[str, int]] = {rf"-:.*{re.escape(part)}": {} for part in contents.skipped}
     other = {
-        rf"+:.*\.{re.escape(name.removeprefix(contents.blocks))}$": {"bits": spec.bits}
-        for name, spec in contents.grids.items()
+        rf"+:.*\.{re.escape(name)}$": {"bits": spec.bits}
+        for full, spec in contents.grids.items()
         if spec.bits != contents.spec.bits
+        for name in _spellings(full.removeprefix(contents.blocks))
     }
     return {
         "quant_method": NAME,
@@ -143,6 +151,12 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
         "dynamic": left_alone | other,
         "meta": {"quantizer": [f"quantkit:{contents.version}"]},
     }
+
+
+def _spellings(name: str) -> list[str]:
+    """A linear's name behind its layer's number, and that of the linear it is fused into, where it is."""
+    stem, _, last = name.rpartition(".")
+    return [name, *(f"{stem}.{fused}" for fused, parts in FUSED.items() if last in parts)]
 
 
 def other_files(contents: Contents) -> dict[str, dict[str, Any]]:

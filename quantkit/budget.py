@@ -1,20 +1,21 @@
 """Mixed precision: which linears get how many bits, for a size and by what each choice loses.
 
 The unit of choice is a set of linears that read one input: runtimes fuse most of them and want them alike. Every unit
-has a size and a loss at each width; wanted is the least sum of losses within a size. That is a multiple-choice
-knapsack. Solved by marginal gain: on the lower convex hull of each unit's (size, loss) points, the step with the
-largest loss avoided a byte goes first. What the last steps leave over then goes to the best single steps that still
-fit. The sum is optimal up to what one unit's step can change.
+has a size and a loss at each width; wanted is the least sum of losses within a size: a multiple-choice knapsack, small
+enough to be solved exactly by dynamic programming over the sizes (a hundred units, five widths).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 from quantkit.errors import QuantkitError
 from quantkit.recipe import parse_budget
+
+_STEPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -72,57 +73,29 @@ def allowance(asked: str, sizes: Mapping[str, Mapping[int, int]], weights: int, 
 
 
 def allocate(units: Mapping[str, list[Choice]], room: int) -> dict[str, Choice]:
-    """A choice a unit, within ``room`` bytes in all, with the least sum of losses up to one unit's step.
+    """A choice a unit, within ``room`` bytes in all, with the least sum of losses.
 
-    Raises ValueError where even the smallest choices take more.
+    Exact where all sizes are multiples of a byte count that goes into ``room`` no more than `_STEPS` times, as those of
+    real shapes are; else sizes are rounded up to such steps. Raises ValueError where even the smallest choices take
+    more.
     """
-    hulls = {name: _hull(choices) for name, choices in units.items()}
-    taken = {name: hull[0] for name, hull in hulls.items()}
-    left = room - sum(choice.bytes for choice in taken.values())
-    if left < 0:
+    import numpy as np
+
+    step = max(math.gcd(*(choice.bytes for choices in units.values() for choice in choices)), -(-room // _STEPS))
+    # least[c]: the least loss of the units so far within c steps
+    least = np.zeros(room // step + 1)
+    taken: list[Any] = []
+    for choices in units.values():
+        options = np.full((len(choices), len(least)), np.inf)
+        for row, choice in zip(options, choices, strict=True):
+            size = -(-choice.bytes // step)
+            row[size:] = least[: max(0, len(least) - size)] + choice.loss
+        taken.append(options.argmin(0))
+        least = options.min(0)
+    if not np.isfinite(least[-1]):
         raise ValueError("the smallest choices take more than there is room for")
-    steps = [
-        (-(low.loss - high.loss) / (high.bytes - low.bytes), name, place, high)
-        for name, hull in hulls.items()
-        for place, (low, high) in enumerate(pairwise(hull))
-    ]
-    stuck: set[str] = set()
-    for _, name, _, high in sorted(steps, key=lambda step: step[:3]):
-        more = high.bytes - taken[name].bytes
-        if name in stuck or more > left:
-            stuck.add(name)  # the steps of a hull are taken in order, or not at all
-            continue
-        taken[name], left = high, left - more
-    return _fill(units, taken, left)
-
-
-def _hull(choices: list[Choice]) -> list[Choice]:
-    """The lower convex hull, by size: every step avoids less loss a byte than the one before it."""
-    hull: list[Choice] = []
-    for choice in sorted(choices, key=lambda one: (one.bytes, one.loss)):
-        if hull and choice.loss >= hull[-1].loss:
-            continue
-        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], choice):
-            hull.pop()
-        hull.append(choice)
-    return hull
-
-
-def _gain(low: Choice, high: Choice) -> float:
-    return (low.loss - high.loss) / (high.bytes - low.bytes)
-
-
-def _fill(units: Mapping[str, list[Choice]], taken: dict[str, Choice], left: int) -> dict[str, Choice]:
-    """Spend what is left on the single changes that avoid the most loss and fit, off the hulls too."""
-    while True:
-        better = [
-            (taken[name].loss - choice.loss, name, choice)
-            for name, choices in units.items()
-            for choice in choices
-            if choice.loss < taken[name].loss and choice.bytes - taken[name].bytes <= left
-        ]
-        if not better:
-            return taken
-        _, name, choice = max(better, key=lambda one: (one[0], one[1]))
-        left -= choice.bytes - taken[name].bytes
-        taken[name] = choice
+    found, left = {}, len(least) - 1
+    for (name, choices), best in zip(list(units.items())[::-1], taken[::-1], strict=True):
+        found[name] = choices[int(best[left])]
+        left -= -(-found[name].bytes // step)
+    return {name: found[name] for name in units}

@@ -13,6 +13,8 @@ from variants import AWQ_CONFIG, LAYERS, LINEAR, TINY, quantize, variant
 from quantkit.calibration import load_conversations
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import QuantkitError
+from quantkit.quantize import quantize as quantize_checkpoint
+from quantkit.recipe import QuantizeOptions
 from quantkit.verify import VerifyOptions, forward, load_dequantized, load_transformers
 from quantkit.verify.engines import local
 from quantkit.verify.run import make_task
@@ -126,6 +128,19 @@ def test_states_that_are_no_numbers_name_the_item(task, monkeypatch, engine):
     with pytest.raises(QuantkitError, match=f"hidden states of item '{task.samples[2].id}' hold NaN or Inf") as error:
         local.run_local(engine, task, Target(TINY, open_checkpoint(TINY)), nothing)
     assert not isinstance(error.value, NotRun)
+
+
+def test_transformers_unpacks_compressed_tensors_before_we_call_its_parts(task, tmp_path):
+    """It unpacks them when the whole model is first called; the pass calls what lies below the head."""
+    folder = tmp_path / "packed"
+    options = QuantizeOptions(method="rtn", method_format="compressed-tensors", solver="rtn", out=folder)
+    quantize_checkpoint(options)
+    found = {
+        name: local.run_local(name, task, Target(folder, open_checkpoint(folder)), nothing)
+        for name in ("dequantized", "transformers")
+    }
+    for ours, theirs in zip(*(observed.predictions for observed in found.values()), strict=True):
+        torch.testing.assert_close(theirs.states, ours.states, rtol=1e-4, atol=1e-4)
 
 
 def test_only_an_exact_engine_trusts_teacher_forcing(task, quantized, monkeypatch):

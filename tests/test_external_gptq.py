@@ -21,6 +21,7 @@ VARIANTS = {
     "gptq, 8 bits, a layer kept": {"method": "gptq", "bits": 8, "keep": ("layers.1.mlp.down_proj",)},
     "compressed-tensors": {"method_format": "compressed-tensors"},
     "compressed-tensors, 8 bits, layers kept": {"method_format": "compressed-tensors", "bits": 8, "keep": ("o_proj",)},
+    "compressed-tensors, mixed": {"method": "gptq", "budget": "5bpw", "budget_bits": "2,3,4,8,16"},
 }
 
 

@@ -119,7 +119,9 @@ def test_configs_name_every_linear_and_every_width() -> None:
     contents = Contents(spec, grids, ["model.merger."], PREFIX, "test")
     config = gptq.quantization_config(contents)
     assert config["modules_in_block_to_quantize"] == [list(grids)]
-    assert config["dynamic"][r"+:.*\.1\.mlp\.gate_proj$"] == {"bits": 8}
+    rules = {pattern: rule for pattern, rule in config["dynamic"].items() if pattern.startswith("+:")}
+    names = ("gate_proj", "gate_up_proj", "up_proj")  # vLLM looks the fused linear up under its own name
+    assert rules == {rf"+:.*\.1\.mlp\.{name}$": {"bits": 8} for name in names}
     assert gptq.other_files(contents) == {"quantize_config.json": config}
     groups = compressed_tensors.quantization_config(contents)["config_groups"]
     assert [group["weights"]["num_bits"] for group in groups.values()] == [4, 8]

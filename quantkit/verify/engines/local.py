@@ -18,7 +18,7 @@ from torch import Tensor
 
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.formats import awq, bnb
+from quantkit.formats import awq, bnb, compressed_tensors
 from quantkit.integrity.subject import find_linears
 from quantkit.integrity.unpack import dequantize_linear, readable
 from quantkit.verify import forward
@@ -75,7 +75,15 @@ def load_transformers(folder: str | Path | Checkpoint, dtype: str = "float32", d
         raise QuantkitError(f"{checkpoint.path}: Transformers cannot load it ({first})") from error
     if package == bnb.NAME:
         _cast_plain(model, _dtype(dtype))
+    if checkpoint.quantization_method == compressed_tensors.NAME:
+        _unpack_now(model)
     return model.eval() if package else model.to(device).eval()
+
+
+def _unpack_now(model: Any) -> None:
+    """Transformers unpacks compressed-tensors when the whole model is first called; we call the part below the head."""
+    if hasattr(model, "ct_decompress_hook"):
+        model.hf_quantizer.compressor.decompress_model(model)
 
 
 def _cast_plain(model: Any, dtype: torch.dtype) -> None:

@@ -230,7 +230,13 @@ def _memory(checkpoint: Checkpoint, model_map: ModelMap, dtype: str, options: Qu
         # the layer itself, its weights in float32 twice (before and after folding), two modalities' Gram matrices and
         # their sum, and the search's working copies of the largest linear
         blocks.append(weights * (item + 8) + grams * 12 + largest * 24)
-    return {"vision tower and embedding": vision + hidden, "one layer and its statistics": max(blocks) + hidden}
+    phases = {"vision tower and embedding": vision + hidden, "one layer and its statistics": max(blocks) + hidden}
+    if options.budget is not None:
+        # every block's input and one gradient of 32 conversations, the head, and pieces of logits
+        states = min(tokens, 32 * min(options.max_tokens, 512)) * model_map.hidden_size * item
+        head = model_map.hidden_size * model_map.vocab_size * item
+        phases["sensitivity"] = states * (len(model_map.blocks) + 2) + head + 400_000_000
+    return phases
 
 
 def _size(dtype: str, shape: list[int]) -> int:

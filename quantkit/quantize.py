@@ -36,6 +36,7 @@ from quantkit.plan import Plan, make_plan
 from quantkit.recipe import KEPT_BITS, QuantizeOptions, WriteOptions
 from quantkit.sensitivity import expected_losses, output_sensitivity
 from quantkit.statistics import BlockStatistics, CalibrationPass, build_skeleton
+from quantkit.tune import Tuning, tune_scales
 
 if TYPE_CHECKING:
     from quantkit.model import Block
@@ -76,6 +77,7 @@ class Outcome:
     tokens: int = 0
     skipped: int = 0  # bad rows that were left out
     spending: Spending | None = None  # where a budget chose the bits
+    tuning: Tuning | None = None
 
     @property
     def bytes_after(self) -> int:
@@ -110,13 +112,23 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
             options = replace(options, stats=kept, save_stats=None)
         with ShardWriter(folder, writer_specs(plan), options.max_shard_bytes) as writer:
             source = _Statistics(checkpoint, plan, options, samples, key, progress)
+            held: list[QuantizedBlock] = []  # all of them, where they are to be tuned together
             for block, found in zip(plan.map.blocks, source, strict=True):
                 clock.lap("statistics")
                 tensors = _load_block(checkpoint, block, options.device)
                 done = quantize_block(tensors, block, found, plan, options)
-                source.replace(_write_block(block, done, plan, writer, outcome))
+                outcome.rows += done.rows
+                state = _state(block, done, plan)
+                source.replace(state)
+                if options.tune:
+                    held.append(done)
+                else:
+                    _write_block(block, done, state, plan, writer)
                 progress("blocks", block.index + 1, len(plan.map.blocks))
                 clock.lap("search")
+            if options.tune:
+                _tune(checkpoint, plan, options, samples, held, outcome, writer, progress)
+                clock.lap("tuning")
             copy_rest(checkpoint, plan, writer)
             writer.finish()
         shutil.rmtree(folder / _STATISTICS, ignore_errors=True)
@@ -289,21 +301,38 @@ class _Statistics:
             self._run.replace(state)
 
 
-def _write_block(
-    block: Block, done: QuantizedBlock, plan: Plan, writer: ShardWriter, outcome: Outcome
-) -> dict[str, Tensor]:
-    """Write one block; returns its parameters as a runtime will have them, by name inside the block."""
-    state = {}
+def _tune(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    options: QuantizeOptions,
+    samples: list[Sample],
+    held: list[QuantizedBlock],
+    outcome: Outcome,
+    writer: ShardWriter,
+    progress: Progress,
+) -> None:
+    """Tune the scales of all blocks together, and write them."""
+    tuned, outcome.tuning = tune_scales(
+        checkpoint, plan.map, samples, held, epochs=options.tune, device=options.device,
+        dtype=getattr(torch, plan.dtype), seed=options.seed, progress=progress,
+    )  # fmt: skip
+    for block, done in zip(plan.map.blocks, tuned, strict=True):
+        _write_block(block, done, _state(block, done, plan), plan, writer)
+
+
+def _state(block: Block, done: QuantizedBlock, plan: Plan) -> dict[str, Tensor]:
+    """A block's parameters as a runtime will have them, by name inside it."""
+    state = {f"{name}.weight": weight.dequantize() for name, weight in done.weights.items()}
+    return state | {name: stored(block.prefix + name, tensor, plan) for name, tensor in done.plain.items()}
+
+
+def _write_block(block: Block, done: QuantizedBlock, state: dict[str, Tensor], plan: Plan, writer: ShardWriter) -> None:
     for name, weight in done.weights.items():
         packed = FORMATS[plan.format].pack(block.prefix + name, _to_cpu(weight), plan.dtype)
         for full, tensor in packed.items():
             writer.add(full, tensor)
-        state[f"{name}.weight"] = weight.dequantize()
-    for name, tensor in done.plain.items():
-        state[name] = stored(block.prefix + name, tensor, plan)
+    for name in done.plain:
         writer.add(block.prefix + name, state[name].cpu())
-    outcome.rows += done.rows
-    return state
 
 
 def _load_block(checkpoint: Checkpoint, block: Block, device: str) -> dict[str, Tensor]:
@@ -389,6 +418,7 @@ def write_provenance(
             "versions": {package: _version(package) for package in packages},
             "kept": sorted(plan.kept),
             **_spent(outcome.spending),
+            **_tuned(outcome.tuning),
             "layers": [
                 {"name": row.name, "bits": row.bits, "error": _number(row.error), "scaled_by": row.scaled_by}
                 | ({"notes": list(row.notes)} if row.notes else {})
@@ -413,6 +443,19 @@ def _spent(spending: Spending | None) -> dict[str, Any]:
                 }
                 for unit, bits in spending.bits.items()
             },
+        }
+    }
+
+
+def _tuned(tuning: Tuning | None) -> dict[str, Any]:
+    if tuning is None:
+        return {}
+    return {
+        "tuning": {
+            "withheld": tuning.withheld,
+            "kl_before": _number(tuning.before),
+            "kl_after": _number(tuning.after),
+            "taken": tuning.taken,
         }
     }
 

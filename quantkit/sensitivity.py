@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from quantkit.grid import GridSpec
 from quantkit.methods import METHODS, Rounding
 from quantkit.methods.loss import row_losses
-from quantkit.model import EMBEDDING, HEAD, LANGUAGE_PREFIX, Block, ModelMap
+from quantkit.model import LANGUAGE_PREFIX, Block, ModelMap
 from quantkit.statistics import Batch, CalibrationPass
 
 if TYPE_CHECKING:
@@ -88,13 +88,13 @@ def _at_the_end(run: CalibrationPass, batches: list[Batch], generator: torch.Gen
     and the number of predictions: positions whose next token is text."""
     norm = run.skeleton.model.language_model.norm
     run.materialise(norm, f"{LANGUAGE_PREFIX}norm.")
-    head = run.checkpoint.load(EMBEDDING if run.map.tied else HEAD).to(run.device, run.dtype)
+    head = run.head()
     gradients, predictions = [], 0
     for batch in batches:
         hidden = batch.hidden.requires_grad_(True)
         with torch.enable_grad():
             final = norm(hidden)
-        chosen = _predicting(run, batch)
+        chosen = run.predicting(batch)
         pull = torch.zeros_like(final).flatten(0, 1)
         states = final.detach().flatten(0, 1)
         for rows in chosen.split(max(1, _LOGITS // len(head))):
@@ -109,15 +109,6 @@ def _at_the_end(run: CalibrationPass, batches: list[Batch], generator: torch.Gen
         predictions += len(chosen)
     norm.to("meta")
     return gradients, predictions
-
-
-def _predicting(run: CalibrationPass, batch: Batch) -> Tensor:
-    """int64: positions, in the flattened batch, whose next token is text."""
-    following = torch.zeros_like(batch.padding)
-    for row, member in enumerate(batch.members):
-        vision = run.samples[member].vision_mask
-        following[row, : len(vision) - 1] = ~vision[1:].to(run.device)
-    return torch.nonzero(following.flatten())[:, 0]
 
 
 def _backward(

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from quantkit.errors import QuantkitError
-from quantkit.model import LAYERS_PREFIX, NORM_KINDS, Block, ModelMap
+from quantkit.model import EMBEDDING, HEAD, LAYERS_PREFIX, NORM_KINDS, Block, ModelMap
 
 if TYPE_CHECKING:
     from quantkit.calibration import Sample
@@ -345,6 +345,19 @@ class CalibrationPass:
         statistics = BlockStatistics(block.index, {name: acc.finish() for name, acc in accumulators.items()})
         self.abs_max = max(self.abs_max, *(part.abs_max for part in statistics.inputs.values()))
         return statistics
+
+    def predicting(self, batch: Batch) -> Tensor:
+        """int64: positions, in the flattened batch, whose next token is text."""
+        following = torch.zeros_like(batch.padding)
+        for row, member in enumerate(batch.members):
+            vision = self.samples[member].vision_mask
+            following[row, : len(vision) - 1] = ~vision[1:].to(self.device)
+        return torch.nonzero(following.flatten())[:, 0]
+
+    def head(self) -> Tensor:
+        """The output head, [vocabulary, hidden] on the pass's device and in its dtype."""
+        name = EMBEDDING if self.map.tied else HEAD
+        return self.checkpoint.load(name, check_finite=True).to(self.device, self.dtype)
 
     def materialise(self, module: nn.Module, prefix: str) -> None:
         """Give ``module`` the weights that the checkpoint has under ``prefix``."""

@@ -26,6 +26,7 @@ ALLOWED = {
     "methods": {"errors", "fold", "grid", "model"},
     "formats": {"errors", "grid"},
     "blockwise": {"errors", "fold", "grid", "methods", "model", "plan", "recipe", "statistics"},
+    "tune": {"blockwise", "calibration", "checkpoint", "errors", "grid", "model", "statistics"},
     "plan": {"budget", "checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "sensitivity": {"calibration", "checkpoint", "grid", "methods", "model", "statistics"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
@@ -33,7 +34,7 @@ ALLOWED = {
     "report": {"calibration", "errors", "verify"},
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "grid", "methods", "model", "output",
-        "plan", "recipe", "sensitivity", "statistics", "stats_file",
+        "plan", "recipe", "sensitivity", "statistics", "stats_file", "tune",
     },
     "bnb": {"checkpoint", "errors", "formats", "grid", "model", "output", "plan", "quantize", "recipe"},
     "cli": {

@@ -22,7 +22,7 @@ DryRun = Annotated[
     typer.Option("--dry-run", help="Print what would be done, sizes and memory; load nothing.", rich_help_panel=RUN),
 ]
 NEEDS_DATA = (
-    "solver", "scales", "act_order", "damping", "sequential", "stats", "save_stats", "budget", "budget_bits",
+    "solver", "scales", "act_order", "damping", "sequential", "tune", "stats", "save_stats", "budget", "budget_bits",
 )  # fmt: skip
 CALIBRATION = {one.name for one in fields(CalibrationOptions)} - {one.name for one in fields(ModelOptions)}
 
@@ -178,6 +178,17 @@ def _print_spending(outcome: Outcome) -> None:
         )  # fmt: skip
 
 
+def _print_tuning(outcome: Outcome) -> None:
+    tuned = outcome.tuning
+    if tuned is None:
+        return
+    console.print(
+        f"scales tuned: {tuned.before:.3g} -> {tuned.after:.3g} nats a token on {tuned.withheld} withheld conversations"
+        f"{'' if tuned.taken else '; no better, so all stays as it was'} (errors above: before it)",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
 def _print_outcome(outcome: Outcome) -> None:
     plan = outcome.plan
     table = Table(title=escape(str(outcome.out)), title_justify="left")
@@ -199,6 +210,7 @@ def _print_outcome(outcome: Outcome) -> None:
     _print_kept(plan)
     _print_notes(outcome)
     _print_spending(outcome)
+    _print_tuning(outcome)
     if outcome.samples:
         console.print("error: share of the output's energy over the calibration tokens", style="dim")
         console.print(f"calibrated on {outcome.samples} conversations, {outcome.tokens} tokens", highlight=False)

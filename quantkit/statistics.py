@@ -15,7 +15,9 @@ causality hides the padding from what comes before it. Padding is zero before ev
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODALITIES = ("text", "vision")
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PANEL = 512  # columns a matrix product fills at once; only panels on and above the diagonal are computed
 _FLUSH_TOKENS = 2048  # rows gathered before they are multiplied: long products run near peak speed
 BATCH_TOKENS = 512  # padded tokens a batch; more gained nothing at tiny's width and lost at the published one
@@ -304,6 +307,7 @@ class CalibrationPass:
         inputs = {name: value.to(self.device) for name, value in sample.inputs.items()}
         hidden = outer(**inputs, downsample_mode=sample.downsample_mode, use_cache=False).last_hidden_state
         _require_finite(hidden, "the vision tower and embedding", [sample])
+        _trim_memory()
         return hidden[0]
 
     def _run_block(self, block: Block, running: list[Batch]) -> BlockStatistics:
@@ -342,6 +346,7 @@ class CalibrationPass:
                 done += len(members)
         self.progress(f"layer {block.index}", done, len(self.samples))
         layer.to("meta")
+        _trim_memory()
         statistics = BlockStatistics(block.index, {name: acc.finish() for name, acc in accumulators.items()})
         self.abs_max = max(self.abs_max, *(part.abs_max for part in statistics.inputs.values()))
         return statistics
@@ -383,6 +388,14 @@ def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def _trim_memory() -> None:
+    """Give freed memory back to the system: glibc keeps what lies between pieces in use, 1.5 GB after 64 pictures of
+    many sizes at full size. Does nothing under another C library."""
+    trim = getattr(_LIBC, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _require_finite(hidden: Tensor, where: str, samples: Sequence[Sample]) -> None:

@@ -1,7 +1,7 @@
 """What quantization costs on the held-out set: each solver against round-to-nearest and against peers; from one run.
 
     python scripts/bench_quality.py [--model tiny] [--bits 4] [--group-size 128] [--seeds 0 1 2] [--json OUT]
-        [--peer gptqmodel=PYTHON] [--peer llmcompressor=PYTHON] [--peer auto-round=PYTHON] [--only-default]
+        [--peer gptqmodel=PYTHON] [--peer llmcompressor=PYTHON] [--peer auto-round=PYTHON] [--only-default] [--tune 4]
 
 4 bits go into AWQ's layout, others into GPTQ's, both with zero points. A peer runs in the Python named for it, which
 has its package (they exclude each other): bench_peer_quality.py, on the same conversations, same bits and group.
@@ -41,10 +41,10 @@ Row = dict[str, Any]
 
 def measure(options: QuantizeOptions, folder: Path) -> Row:
     """Quantize and verify one variant; KL is over the answers' tokens, and over all text tokens ("text")."""
-    out = folder / f"{options.method}-{options.solver}-{options.seed}"
+    out = folder / f"{options.method}-{options.solver}-{options.tune}-{options.seed}"
     outcome = quantize(replace(options, **{"out": out}))
     return judge(options.model, out) | {
-        "method": "rtn" if options.method == "rtn" else options.solver,
+        "method": "rtn" if options.method == "rtn" else f"{options.solver}, tuned" if options.tune else options.solver,
         "seed": options.seed,
         "bytes": outcome.bytes_after,
         "seconds": sum(outcome.seconds.values()),
@@ -134,13 +134,16 @@ def summarise(rows: list[Row]) -> dict[str, float]:
         for method in dict.fromkeys(row["method"] for row in rows)
     }
     ours = [row for row in rows if row["method"] == "refine"]
-    peers = [method for method in means if method not in ("rtn", *SOLVERS)]
+    tuned = "refine, tuned"
+    peers = [method for method in means if method not in ("rtn", tuned, *SOLVERS)]
     found = {"exact_lost_points": max(100 * (row["exact_reference"] - row["exact"]) for row in ours)}
     for kind in ("kl_answer", "kl_text"):
         if "rtn" in means:
             found[f"{kind}_over_rounding"] = means["refine"][kind] / means["rtn"][kind]
         if peers:
             found[f"{kind}_over_best_peer"] = means["refine"][kind] / min(means[peer][kind] for peer in peers)
+        if tuned in means:
+            found[f"{kind}_tuned_over_untuned"] = means[tuned][kind] / means["refine"][kind]
     return found
 
 
@@ -174,6 +177,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="may be repeated")
     parser.add_argument("--only-default", action="store_true", help="of ours the default solver alone")
+    parser.add_argument("--tune", type=int, default=0, help="the default with --tune as well")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     options = QuantizeOptions(
@@ -195,6 +199,8 @@ def main() -> None:
         for solver in ("refine",) if arguments.only_default else SOLVERS:
             for seed in arguments.seeds:
                 add(measure(replace(options, **{"seed": seed, "solver": solver}), folder))
+        for seed in arguments.seeds if arguments.tune else ():
+            add(measure(replace(options, **{"seed": seed, "tune": arguments.tune}), folder))
         for seed in arguments.seeds if peers else ():
             peer_inputs(replace(options, **{"seed": seed}), folder / "inputs.pt")
             for peer, python in peers.items():

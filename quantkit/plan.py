@@ -231,11 +231,15 @@ def _memory(checkpoint: Checkpoint, model_map: ModelMap, dtype: str, options: Qu
         # their sum, and the search's working copies of the largest linear
         blocks.append(weights * (item + 8) + grams * 12 + largest * 24)
     phases = {"vision tower and embedding": vision + hidden, "one layer and its statistics": max(blocks) + hidden}
+    head = model_map.hidden_size * model_map.vocab_size * item
+    logits = 700_000_000 if model_map.vocab_size > 32768 else 50_000_000  # pieces of them, in float32
     if options.budget is not None:
-        # every block's input and one gradient of 32 conversations, the head, and pieces of logits
+        # every block's input and one gradient of a few conversations (quantkit/sensitivity.py)
         states = min(tokens, 32 * min(options.max_tokens, 512)) * model_map.hidden_size * item
-        head = model_map.hidden_size * model_map.vocab_size * item
-        phases["sensitivity"] = states * (len(model_map.blocks) + 2) + head + 400_000_000
+        phases["sensitivity"] = states * (len(model_map.blocks) + 2) + head + logits
+    if options.tune:
+        codes = sum(out * inputs for out, inputs in model_map.linears().values())
+        phases["tuning"] = codes + 3 * hidden + head + logits + max(blocks)
     return phases
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from quantkit.statistics import InputStatistics
 
 SAMPLES = 32  # of the calibration set, evenly spread
+TOKENS = 16384  # of these at most: the inputs of every block are kept
 _LOGITS = 1 << 25  # elements of logits at once
 
 Progress = Callable[[str, int, int], None]
@@ -53,12 +54,11 @@ def output_sensitivity(
 ) -> dict[str, Tensor]:
     """``s`` of every quantizable linear by full name, float32 [out], nats a prediction and squared output.
 
-    A forward pass over `SAMPLES` of the samples that keeps each block's inputs, then the blocks backwards, one in
+    A forward pass over a `few` of the samples that keeps each block's inputs, then the blocks backwards, one in
     memory at a time. Raises what `CalibrationPass` raises.
     """
     progress = progress or (lambda what, done, total: None)
-    few = list(samples[:: max(1, len(samples) // SAMPLES)])[:SAMPLES]
-    run = CalibrationPass(checkpoint, model_map, few, device=device, dtype=dtype)
+    run = CalibrationPass(checkpoint, model_map, few(samples), device=device, dtype=dtype)
     with torch.no_grad():
         batches = run.embed()
         inputs = []
@@ -72,6 +72,18 @@ def output_sensitivity(
         gradients = _backward(run, block, batches, inputs[block.index], gradients, found)
         progress("sensitivity", 2 * len(model_map.blocks) - block.index, 2 * len(model_map.blocks))
     return {name: (total / (2 * max(1, predictions))).float().cpu() for name, total in found.items()}
+
+
+def few(samples: Sequence[Sample]) -> list[Sample]:
+    """At most `SAMPLES` of ``samples``, evenly spread, of `TOKENS` tokens in all (but one sample in any case)."""
+    chosen: list[Sample] = []
+    used = 0
+    for sample in samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]:
+        used += len(sample.vision_mask)
+        if chosen and used > TOKENS:
+            break
+        chosen.append(sample)
+    return chosen
 
 
 def _forward(run: CalibrationPass, block: Block, batches: list[Batch]) -> None:

@@ -76,9 +76,9 @@ def tune_scales(
     withheld = list(samples[::WITHHELD])
     seen = [sample for number, sample in enumerate(samples) if number % WITHHELD]
     student = _Student(model_map, blocks)
-    train, test = (
-        _Side(CalibrationPass(checkpoint, model_map, part, device=device, dtype=dtype)) for part in (seen, withheld)
-    )
+    runs = [CalibrationPass(checkpoint, model_map, part, device=device, dtype=dtype) for part in (seen, withheld)]
+    head = runs[0].head()
+    train, test = (_Side(run, head) for run in runs)
     before = test.loss(student)
     optimizer = torch.optim.Adam(student.moves.values(), lr=RATE, betas=BETAS)
     generator = torch.Generator().manual_seed(seed)
@@ -163,8 +163,8 @@ def _codes(weight: QuantizedWeight) -> Tensor:
 class _Side:
     """Some conversations: what enters the first block, and the float model's last states at the predictions."""
 
-    def __init__(self, run: CalibrationPass) -> None:
-        self.run = run
+    def __init__(self, run: CalibrationPass, head: Tensor) -> None:
+        self.run, self.head = run, head
         with torch.no_grad():
             self.batches = run.embed()
             self.entering = [batch.hidden for batch in self.batches]
@@ -177,7 +177,6 @@ class _Side:
             self.norm = run.skeleton.model.language_model.norm
             run.materialise(self.norm, f"{LANGUAGE_PREFIX}norm.")
             self.norm.requires_grad_(False)
-            self.head = run.head()
             self.places = [run.predicting(batch) for batch in self.batches]
             self.teacher = [
                 self.norm(batch.hidden).flatten(0, 1)[place]
@@ -195,12 +194,14 @@ class _Side:
         for name in student.blocks[block.index].weights:
             layer.get_submodule(name).weight.requires_grad_(learning)
 
-    def _forward(self, student: _Student, chosen: Sequence[int]) -> list[list[Tensor]]:
-        """The states before each block and after the last one, a list of batches each."""
+    def _forward(self, student: _Student, chosen: Sequence[int], keep: bool) -> list[list[Tensor]]:
+        """The states after the last block, a list of batches; ``keep``: those before every block in front of them."""
         states = [[self.entering[index] for index in chosen]]
         with torch.no_grad():
             for block in self.run.map.blocks:
                 self._load(block, student, False)
+                if not keep:
+                    del states[:-1]
                 states.append(
                     [
                         self._through(block, self.batches[index], hidden)
@@ -215,7 +216,7 @@ class _Side:
         chosen = range(len(self.batches))
         total = sum(
             self._divergence(index, hidden)[0]
-            for index, hidden in zip(chosen, self._forward(student, chosen)[-1], strict=True)
+            for index, hidden in zip(chosen, self._forward(student, chosen, keep=False)[-1], strict=True)
         )
         return total / max(1, sum(len(place) for place in self.places))
 
@@ -238,7 +239,7 @@ class _Side:
 
     def step(self, student: _Student, chosen: Sequence[int]) -> None:
         """Leave the gradients of the mean KL over the batches ``chosen`` in the student's moves."""
-        states = self._forward(student, chosen)
+        states = self._forward(student, chosen, keep=True)
         predictions = max(1, sum(len(self.places[index]) for index in chosen))
         pulls = [
             self._divergence(index, hidden)[1] / predictions for index, hidden in zip(chosen, states[-1], strict=True)

@@ -7,10 +7,12 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from quantkit import sensitivity
 from quantkit.budget import Choice, allocate, allowance
 from quantkit.calibration import build_from
 from quantkit.checkpoint import open_checkpoint
@@ -109,6 +111,15 @@ def test_sensitivity_foretells_the_kl_of_noise() -> None:
         handle.remove()
         cost = float((exact.exp() * (exact - noisy)).sum(-1).mean())
         assert 0.6 < cost / 1e-3 < 1.6, (kind, cost)
+
+
+def test_few_conversations_are_spread_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [SimpleNamespace(vision_mask=range(100), number=number) for number in range(100)]
+    assert [one.number for one in sensitivity.few(samples)] == list(range(0, 96, 3))
+    monkeypatch.setattr(sensitivity, "TOKENS", 950)
+    assert [one.number for one in sensitivity.few(samples)] == list(range(0, 27, 3))
+    monkeypatch.setattr(sensitivity, "TOKENS", 50)
+    assert [one.number for one in sensitivity.few(samples)] == [0]
 
 
 @torch.inference_mode()

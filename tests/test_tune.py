@@ -68,7 +68,7 @@ def test_the_gradient_is_that_of_the_loss(options: QuantizeOptions, samples: lis
     """Central differences of the mean KL for one scale in each of several linears, in float32."""
     blocks, model_map = _rounded(options)
     run = CalibrationPass(open_checkpoint("tiny"), model_map, samples[:4], dtype=torch.float32)
-    side, student = tune._Side(run), tune._Student(model_map, blocks)
+    side, student = tune._Side(run, run.head()), tune._Student(model_map, blocks)
     side.step(student, range(len(side.batches)))
     for key in ((0, "linear_attn.in_proj_qkv"), (1, "mlp.down_proj"), (3, "self_attn.v_proj"), (3, "mlp.gate_proj")):
         move = student.moves[key]

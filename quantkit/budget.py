@@ -2,7 +2,7 @@
 
 The unit of choice is a set of linears that read one input: runtimes fuse most of them and want them alike. Every unit
 has a size and a loss at each width; wanted is the least sum of losses within a size: a multiple-choice knapsack, small
-enough to be solved exactly by dynamic programming over the sizes (a hundred units, five widths).
+enough to be solved by dynamic programming over the sizes (a hundred units, five widths).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from quantkit.errors import QuantkitError
 from quantkit.recipe import parse_budget
 
-_STEPS = 20_000
+_STEPS = 50_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def allowance(asked: str, sizes: Mapping[str, Mapping[int, int]], weights: int, 
     widths = sorted({width for by_width in sizes.values() for width in by_width})
 
     def spelled(size: int) -> str:
-        return f"{found.bits_per_weight(size):.2f}bpw" if bits is not None else f"{(size + rest) / 1e6:.1f}MB"
+        if bits is not None:  # rounded up, so that what is named can be had
+            return f"{math.ceil(100 * found.bits_per_weight(size)) / 100:.2f}bpw"
+        return f"{math.ceil((size + rest) / 1e5) / 10:.1f}MB"
 
     if room < least:
         raise QuantkitError(
@@ -75,27 +77,33 @@ def allowance(asked: str, sizes: Mapping[str, Mapping[int, int]], weights: int, 
 def allocate(units: Mapping[str, list[Choice]], room: int) -> dict[str, Choice]:
     """A choice a unit, within ``room`` bytes in all, with the least sum of losses.
 
-    Exact where all sizes are multiples of a byte count that goes into ``room`` no more than `_STEPS` times, as those of
-    real shapes are; else sizes are rounded up to such steps. Raises ValueError where even the smallest choices take
-    more.
+    What a choice takes beyond its unit's smallest is counted in steps, rounded up: of the largest size that goes into
+    all of them, or of a `_STEPS`-th of the room where that is larger; exact in the first case. Raises ValueError where
+    even the smallest choices take more, and for a loss that is no number.
     """
     import numpy as np
 
-    step = max(math.gcd(*(choice.bytes for choices in units.values() for choice in choices)), -(-room // _STEPS))
-    # least[c]: the least loss of the units so far within c steps
-    least = np.zeros(room // step + 1)
-    taken: list[Any] = []
-    for choices in units.values():
-        options = np.full((len(choices), len(least)), np.inf)
-        for row, choice in zip(options, choices, strict=True):
-            size = -(-choice.bytes // step)
-            row[size:] = least[: max(0, len(least) - size)] + choice.loss
-        taken.append(options.argmin(0))
-        least = options.min(0)
-    if not np.isfinite(least[-1]):
+    smallest = {name: min(choice.bytes for choice in choices) for name, choices in units.items()}
+    left = room - sum(smallest.values())
+    if left < 0:
         raise ValueError("the smallest choices take more than there is room for")
-    found, left = {}, len(least) - 1
-    for (name, choices), best in zip(list(units.items())[::-1], taken[::-1], strict=True):
-        found[name] = choices[int(best[left])]
-        left -= -(-found[name].bytes // step)
+    if not all(math.isfinite(choice.loss) for choices in units.values() for choice in choices):
+        raise ValueError("a loss is no number")
+    extra = {name: [choice.bytes - smallest[name] for choice in choices] for name, choices in units.items()}
+    step = max(1, math.gcd(*(size for sizes in extra.values() for size in sizes)), -(-left // _STEPS))
+    # least[c]: the least loss of the units so far within c steps
+    least = np.zeros(left // step + 1)
+    taken: list[Any] = []
+    for name, choices in units.items():
+        options = np.full((len(choices), len(least)), np.inf)
+        for row, choice, size in zip(options, choices, extra[name], strict=True):
+            steps = -(-size // step)
+            row[steps:] = least[: max(0, len(least) - steps)] + choice.loss
+        taken.append(options.argmin(0).astype(np.uint8))
+        least = options.min(0)
+    found, place = {}, len(least) - 1
+    for name, best in zip(list(units)[::-1], taken[::-1], strict=True):
+        number = int(best[place])
+        found[name] = units[name][number]
+        place -= -(-extra[name][number] // step)
     return {name: found[name] for name in units}

@@ -20,6 +20,7 @@ from torch import Tensor
 from quantkit.errors import QuantkitError
 
 SCALE_DTYPE = torch.float16
+LARGEST_SCALE = 65280.0  # largest number of bfloat16 that float16 holds
 SMALLEST_SCALE = float(torch.finfo(SCALE_DTYPE).tiny)  # smallest normal float16, 6.1e-5
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,7 @@ from quantkit.plan import Plan, make_plan
 from quantkit.recipe import KEPT_BITS, QuantizeOptions, WriteOptions
 from quantkit.sensitivity import expected_losses, output_sensitivity
 from quantkit.statistics import BlockStatistics, CalibrationPass, build_skeleton
-from quantkit.tune import Tuning, tune_scales
+from quantkit.tune import Tuning, check_samples, tune_scales
 
 if TYPE_CHECKING:
     from quantkit.model import Block
@@ -105,6 +106,12 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     clock.lap("prepare")
     key = _key(checkpoint, mix, plan) if mix is not None else None
     samples = mix.samples if mix else []
+    if options.tune:
+        check_samples(samples)
+    if options.stats is not None and key is not None:
+        stats = options.stats.expanduser()
+        options = replace(options, stats=stats)
+        stats_file.check_key(stats, key)
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
         if plan.allowance is not None and key is not None:
             options, kept = _keep_statistics(options, folder)
@@ -131,7 +138,8 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
                 clock.lap("tuning")
             copy_rest(checkpoint, plan, writer)
             writer.finish()
-        shutil.rmtree(folder / _STATISTICS, ignore_errors=True)
+        if (folder / _STATISTICS).exists():
+            shutil.rmtree(folder / _STATISTICS)
         checkpoint.copy_side_files(folder)
         _write_config(checkpoint, plan, options, folder)
         write_provenance(checkpoint, plan, options, mix, outcome, folder)
@@ -195,7 +203,7 @@ def _keep_statistics(options: QuantizeOptions, folder: Path) -> tuple[QuantizeOp
     """Options under which the statistics of the first sweep are kept, and where: a budget needs them twice."""
     if options.stats is not None:
         return options, options.stats
-    kept = options.save_stats or folder / _STATISTICS
+    kept = options.save_stats.expanduser() if options.save_stats else folder / _STATISTICS
     return replace(options, save_stats=kept), kept
 
 
@@ -213,8 +221,8 @@ def _spend(
     room = plan.allowance
     assert room is not None
     sensitivity = output_sensitivity(
-        checkpoint, plan.map, samples, device=options.device, dtype=getattr(torch, plan.dtype), seed=options.seed,
-        progress=progress,
+        checkpoint, plan.map, samples, device=options.device, seed=options.seed, progress=progress,
+        dtype=torch.bfloat16 if plan.dtype == "float16" else getattr(torch, plan.dtype),  # gradients need the range
     )  # fmt: skip
     clock.lap("sensitivity")
     rounding = Rounding(options.solver, options.act_order, options.damping)
@@ -461,7 +469,7 @@ def _tuned(tuning: Tuning | None) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
-    return None if value != value else float(f"{value:.6g}")
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _version(package: str) -> str:

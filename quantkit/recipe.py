@@ -6,6 +6,7 @@ command from the fields; making an object checks limits and choices.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ BnbType = Literal["nf4", "fp4", "int8"]
 PANELS = MODEL, GRID, DATA, PICTURES, RUN = "Model", "Grid", "Calibration", "Pictures and clips", "Run"
 BLOCK_SIZES = (32, 64, 128, 256, 512)
 _BLOCK_WORDS = "32, 64, 128, 256 or 512"
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 KEPT_BITS = 16  # of what stays as it is, in --budget-bits
 SAMPLES = 128  # conversations, where neither a count nor a token budget is asked for
 
@@ -174,14 +176,13 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
     bits: int = option(4, "Bits a weight: 4 in AWQ's layout; 2, 3, 4 or 8 in the others.", GRID)
     budget: str | None = option(
         None,
-        "Mixed precision: bits a weight of the language model's linears, scales included (4.5bpw), or the size of all "
-        "weights (1.7GB); what each layer would lose decides its bits.",
+        "Mixed precision: bits a weight of the language model's linears (but those under --keep), scales included "
+        "(4.5bpw), or the size of all weights (1.7GB); what each layer would lose decides its bits.",
         GRID,
     )
     budget_bits: str | None = option(
         None,
-        "Bits that --budget chooses from; 16 leaves a layer as it is. (default: 4,8,16, which vLLM reads as well; 4,16 "
-        "in AWQ's layout)",
+        "Bits that --budget chooses from; 16 leaves a layer as it is. (default: 4,8,16; 4,16 in AWQ's layout)",
         GRID,
     )
     group_size: int = option(128, "Input channels that share a scale: 128, 64, 32, or -1 for a whole row.", GRID)
@@ -226,7 +227,9 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
     )
     damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID)
     save_stats: Path | None = option(None, "Keep the calibration statistics in this folder.", DATA, place=True)
-    stats: Path | None = option(None, "Use statistics kept by --save-stats: no pass is made.", DATA, place=True)
+    stats: Path | None = option(
+        None, "Use statistics kept by --save-stats: no pass is made for them.", DATA, place=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -327,7 +330,7 @@ def parse_budget(text: str) -> tuple[float | None, int | None]:
     """``4.5bpw`` -> (4.5, None), bits a weight; ``1.7GB`` -> (None, bytes)."""
     number = text[:-3]
     if text.lower().endswith("bpw"):
-        if not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        if not _NUMBER.fullmatch(number) or float(number) <= 0:
             raise QuantkitError(f"--budget {text!r}: write it as 4.5bpw, or as a size: 1.7GB")
         return float(number), None
     try:
@@ -339,7 +342,7 @@ def parse_budget(text: str) -> tuple[float | None, int | None]:
 def parse_widths(text: str) -> tuple[int, ...]:
     """``3,4,16`` -> (3, 4, 16), in ascending order, each once."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() for part in parts):
+    if not all(_NUMBER.fullmatch(part) and "." not in part for part in parts):
         raise QuantkitError(f"--budget-bits {text!r}: write it as 3,4,8,16")
     return tuple(sorted({int(part) for part in parts}))
 
@@ -348,7 +351,7 @@ def parse_size(text: str, flag: str) -> int:
     """Bytes of a size written as 5GB or 500MB; raises `QuantkitError` naming the flag."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
     number, unit = text[:-2], text[-2:].upper()
-    if unit not in units or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+    if unit not in units or not _NUMBER.fullmatch(number) or float(number) <= 0:
         raise QuantkitError(f"{flag} {text!r}: write it as 5GB or 500MB")
     return int(float(number) * units[unit])
 

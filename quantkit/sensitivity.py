@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from quantkit.errors import QuantkitError
 from quantkit.grid import GridSpec
 from quantkit.methods import METHODS, Rounding
 from quantkit.methods.loss import row_losses
@@ -55,7 +56,7 @@ def output_sensitivity(
     """``s`` of every quantizable linear by full name, float32 [out], nats a prediction and squared output.
 
     A forward pass over a `few` of the samples that keeps each block's inputs, then the blocks backwards, one in
-    memory at a time. Raises what `CalibrationPass` raises.
+    memory at a time. Raises what `CalibrationPass` raises, and QuantkitError for a gradient that is NaN or Inf.
     """
     progress = progress or (lambda what, done, total: None)
     run = CalibrationPass(checkpoint, model_map, few(samples), device=device, dtype=dtype)
@@ -69,8 +70,11 @@ def output_sensitivity(
     gradients, predictions = _at_the_end(run, batches, torch.Generator().manual_seed(seed))
     found: dict[str, Tensor] = {}
     for block in reversed(model_map.blocks):
-        gradients = _backward(run, block, batches, inputs[block.index], gradients, found)
+        gradients = _backward(run, block, batches, inputs.pop(), gradients, found)
         progress("sensitivity", 2 * len(model_map.blocks) - block.index, 2 * len(model_map.blocks))
+    for name, total in found.items():
+        if not torch.isfinite(total).all():
+            raise QuantkitError(f"{name}: the gradient at its output is NaN or Inf; try --dtype float32")
     return {name: (total / (2 * max(1, predictions))).float().cpu() for name, total in found.items()}
 
 
@@ -78,7 +82,8 @@ def few(samples: Sequence[Sample]) -> list[Sample]:
     """At most `SAMPLES` of ``samples``, evenly spread, of `TOKENS` tokens in all (but one sample in any case)."""
     chosen: list[Sample] = []
     used = 0
-    for sample in samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]:
+    count = min(SAMPLES, len(samples))
+    for sample in (samples[number * len(samples) // count] for number in range(count)):
         used += len(sample.vision_mask)
         if chosen and used > TOKENS:
             break
@@ -172,8 +177,8 @@ def expected_losses(
 ) -> dict[int, float]:
     """Nats a prediction that linears which read one input lose together, by bits.
 
-    weights: float32 [out, in] by name; sensitivity: of each, float32 [out]. Without a
-    descent after GPTQ: it takes most of the time and does not change the order.
+    weights: float32 [out, in] by name; sensitivity: of each, float32 [out]. As they are, without AWQ's scales, and
+    without the descent after GPTQ: these take most of the time. For comparing widths, not for foretelling the total.
     """
     if rounding.solver == "refine":
         rounding = Rounding("gptq", rounding.act_order, rounding.damping)

@@ -56,7 +56,7 @@ def read(folder: Path, key: Key, model_map: ModelMap, device: str = "cpu") -> It
     """
     from safetensors import SafetensorError
 
-    _check_key(folder, key)
+    check_key(folder, key)
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
     verify_checksums(folder, [*shards, "model.safetensors.index.json"] if len(shards) > 1 else shards)
     try:
@@ -85,7 +85,8 @@ def _read(folder: Path, model_map: ModelMap, device: str) -> Iterator[BlockStati
         yield BlockStatistics(block.index, inputs)
 
 
-def _check_key(folder: Path, key: Key) -> None:
+def check_key(folder: Path, key: Key) -> None:
+    """Raise QuantkitError unless ``folder`` holds statistics of ``key``."""
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

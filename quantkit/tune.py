@@ -25,7 +25,7 @@ from torch import Tensor
 
 from quantkit.blockwise import QuantizedBlock
 from quantkit.errors import QuantkitError
-from quantkit.grid import SCALE_DTYPE, SMALLEST_SCALE, QuantizedWeight
+from quantkit.grid import LARGEST_SCALE, SCALE_DTYPE, SMALLEST_SCALE, QuantizedWeight
 from quantkit.model import LANGUAGE_PREFIX, Block, ModelMap
 from quantkit.statistics import Batch, CalibrationPass
 
@@ -71,8 +71,7 @@ def tune_scales(
     raises.
     """
     progress = progress or (lambda what, done, total: None)
-    if len(samples) <= WITHHELD:
-        raise QuantkitError(f"--tune: {len(samples)} conversations, {WITHHELD + 1} needed; raise --samples")
+    check_samples(samples)
     withheld = list(samples[::WITHHELD])
     seen = [sample for number, sample in enumerate(samples) if number % WITHHELD]
     student = _Student(model_map, blocks)
@@ -95,6 +94,14 @@ def tune_scales(
     after = test.loss(_Student(model_map, tuned))  # with scales as they are stored
     found = Tuning(before, after, len(withheld), after < before)
     return (tuned if found.taken else blocks), found
+
+
+def check_samples(samples: Sequence[Sample]) -> None:
+    """Raise QuantkitError where there are too few to withhold one and learn from the others."""
+    if len(samples) <= WITHHELD:
+        raise QuantkitError(
+            f"--tune: {len(samples)} conversations, {WITHHELD + 1} needed; raise --samples or --token-budget"
+        )
 
 
 def _steps(batches: Sequence[Batch]) -> list[list[int]]:
@@ -149,7 +156,7 @@ class _Student:
         for block, done in zip(self.map.blocks, self.blocks, strict=True):
             weights = {}
             for name, weight in done.weights.items():
-                scales = self.scales(block, name).clamp(SMALLEST_SCALE, torch.finfo(SCALE_DTYPE).max)
+                scales = self.scales(block, name).clamp(SMALLEST_SCALE, LARGEST_SCALE)
                 weights[name] = replace(weight, scales=scales.to(torch.bfloat16).to(SCALE_DTYPE))
             moved.append(replace(done, weights=weights))
         return moved
@@ -182,6 +189,8 @@ class _Side:
                 self.norm(batch.hidden).flatten(0, 1)[place]
                 for batch, place in zip(self.batches, self.places, strict=True)
             ]
+        for batch, entering in zip(self.batches, self.entering, strict=True):
+            batch.hidden = entering  # the last states are not needed any more
 
     def _through(self, block: Block, batch: Batch, hidden: Tensor) -> Tensor:
         leaving: Tensor = self.run.layers[block.index](hidden, **batch.arguments[block.kind])

@@ -28,7 +28,7 @@ ALLOWED = {
     "blockwise": {"errors", "fold", "grid", "methods", "model", "plan", "recipe", "statistics"},
     "tune": {"blockwise", "calibration", "checkpoint", "errors", "grid", "model", "statistics"},
     "plan": {"budget", "checkpoint", "errors", "formats", "grid", "model", "recipe"},
-    "sensitivity": {"calibration", "checkpoint", "grid", "methods", "model", "statistics"},
+    "sensitivity": {"calibration", "checkpoint", "errors", "grid", "methods", "model", "statistics"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
     "report": {"calibration", "errors", "verify"},

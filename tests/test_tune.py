@@ -97,11 +97,12 @@ def test_scales_move_and_nothing_else(made: tuple[Path, Path]) -> None:
             assert torch.equal(source.load(name), out.load(name)), name
 
 
-def test_it_comes_nearer_and_says_so(made: tuple[Path, Path]) -> None:
+def test_it_comes_nearer_and_says_so(made: tuple[Path, Path], run) -> None:
     told = json.loads((made[1] / "quantkit.json").read_text())
     assert told["options"]["tune"] == 2
     assert told["tuning"]["taken"] and told["tuning"]["withheld"] == 3
     assert told["tuning"]["kl_after"] < told["tuning"]["kl_before"]
+    assert "scales tuned: " in run("inspect", made[1])[1] and "scales tuned: " not in run("inspect", made[0])[1]
     assert "tuning" not in json.loads((made[0] / "quantkit.json").read_text())
 
 
@@ -121,7 +122,8 @@ def test_the_same_run_gives_the_same_bytes(options: QuantizeOptions, made: tuple
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_too_few_conversations(options: QuantizeOptions, tmp_path: Path) -> None:
+def test_too_few_conversations(options: QuantizeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.quantize.CalibrationPass", lambda *_given, **_options: pytest.fail("too late"))
     with pytest.raises(QuantkitError, match="--tune: 8 conversations, 9 needed"):
         quantize(replace(options, tune=1, samples=8, out=tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

@@ -155,12 +155,28 @@ def _print_provenance(found: Inventory) -> None:
     if isinstance(calibration, dict) and calibration.get("fingerprint"):
         counts = f"{calibration.get('samples')} conversations, {calibration.get('tokens')} tokens"
         _line(f"calibrated on: {counts} ({str(calibration['fingerprint'])[:12]})")
+    for name, words in (("budget", _budget), ("tuning", _tuning)):
+        told = made.get(name)
+        if isinstance(told, dict):
+            _line(words(told))
     notes: dict[str, list[str]] = {}
     for row in found.linears:
         if row.note:
             notes.setdefault(row.note, []).append(row.name)
     for note, names in notes.items():
         _line(f"note: {note}: {_some(names)}")
+
+
+def _budget(told: dict[str, Any]) -> str:
+    return (
+        f"budget: {told.get('asked')} asked for, {told.get('bits_per_weight')} bits a weight of all linears, "
+        "those that stayed as they are included"
+    )
+
+
+def _tuning(told: dict[str, Any]) -> str:
+    counted = f"{told.get('kl_before')} -> {told.get('kl_after')} nats a token on {told.get('withheld')} conversations"
+    return f"scales tuned: {counted}{'' if told.get('taken') else ', not taken'}"
 
 
 def _some(names: list[str]) -> str:

@@ -165,15 +165,17 @@ def _print_spending(outcome: Outcome) -> None:
         return
     fewest = min(bits for by_bits in spent.losses.values() for bits in by_bits)
     uniform = sum(by_bits[fewest] for by_bits in spent.losses.values())
+    left = sum(bits == KEPT_BITS for bits in spent.bits.values())
     console.print(
-        f"budget {spent.asked}: {spent.bits_per_weight:.2f} bits a weight; expected loss {spent.expected_loss:.2g} "
-        f"nats a token before the last refinement (all at {fewest} bits: {uniform:.2g})",
+        f"budget {spent.asked}: {spent.bits_per_weight:.2f} bits a weight; {spent.expected_loss:.2g} nats a token "
+        f"foretold of GPTQ alone (all at {fewest} bits: {uniform:.2g})"
+        + (f"; {left} of {len(spent.bits)} inputs' linears stay {outcome.plan.dtype}" if left else ""),
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if outcome.plan.format == "gptq" and len({spec.bits for spec in outcome.plan.grids.values()}) > 1:
         console.print(
-            "[yellow]note:[/] several widths in GPTQ's layout: vLLM and gptqmodel read them, Transformers does not "
-            "(--method-format compressed-tensors loads in both)",
+            "[yellow]note:[/] several widths in GPTQ's layout: gptqmodel reads them, vLLM symmetric ones of 4 and 8 "
+            "bits, Transformers none (it reads --method-format compressed-tensors)",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 

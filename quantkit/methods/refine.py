@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from quantkit.grid import (
+    LARGEST_SCALE,
     SCALE_DTYPE,
     SMALLEST_SCALE,
     GridSpec,
@@ -135,7 +136,7 @@ def _fit_scales(codes: Tensor, scales: Tensor, zeros: Tensor, gram: Tensor, erro
         curve = ((steps @ gram[part, part]) * steps).sum(1)
         slope = (product[:, part] * steps).sum(1)
         wanted = scales[:, group] - slope / curve.clamp(min=torch.finfo(curve.dtype).tiny)
-        wanted = wanted.clamp(min=SMALLEST_SCALE, max=torch.finfo(SCALE_DTYPE).max).to(torch.bfloat16).float()
+        wanted = wanted.clamp(min=SMALLEST_SCALE, max=LARGEST_SCALE).to(torch.bfloat16).float()
         move = wanted - scales[:, group]
         move = torch.where(2 * move * slope + move.square() * curve < 0, move, 0.0)
         scales[:, group] += move

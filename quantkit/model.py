@@ -37,13 +37,14 @@ FeederKind = Literal["one_plus_weight", "weight", "rows"]
 # The exact class of each norm decides how a scale folds into it; any other class is an error, never a guess.
 NORM_KINDS: dict[str, FeederKind] = {"Qwen3_5RMSNorm": "one_plus_weight", "Qwen3_5RMSNormGated": "weight"}
 
-# vLLM loads each of these sets as one fused linear: quantized alike, or left alone together.
-FUSED_SETS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
-    ("linear_attn.in_proj_b", "linear_attn.in_proj_a"),
-)
+# vLLM and SGLang load each of these sets as one fused linear, by this name: quantized alike, or left alone together.
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "linear_attn.in_proj_qkvz": ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"),
+    "linear_attn.in_proj_ba": ("linear_attn.in_proj_b", "linear_attn.in_proj_a"),
+}
+FUSED_SETS = tuple(FUSED.values())
 
 # Modules outside the map, in the spelling that Transformers (regular expression up to a module boundary, or suffix) and
 # vLLM (prefix of its own names, then substring) both understand. The trailing dots are what vLLM's mapping needs.
@@ -289,20 +290,13 @@ def select_kept(model: ModelMap, patterns: Sequence[str]) -> tuple[set[str], dic
 
 def sglang_names(kept: Iterable[str]) -> set[str]:
     """What SGLang calls the modules that hold these linears: its AWQ skip list knows no other spelling."""
-    fused = {
-        "self_attn.q_proj": "self_attn.qkv_proj",
-        "self_attn.k_proj": "self_attn.qkv_proj",
-        "self_attn.v_proj": "self_attn.qkv_proj",
-        "mlp.gate_proj": "mlp.gate_up_proj",
-        "mlp.up_proj": "mlp.gate_up_proj",
-        "linear_attn.in_proj_qkv": "linear_attn.in_proj_qkvz",
-        "linear_attn.in_proj_z": "linear_attn.in_proj_qkvz",
-    }
-    found = set()
-    for name in kept:
-        prefix, linear = split_name(name)
-        found.add(prefix.replace(LANGUAGE_PREFIX, "llm.", 1) + fused.get(linear, linear))
-    return found
+    return {fused_name(name).replace(LANGUAGE_PREFIX, "llm.", 1) for name in kept}
+
+
+def fused_name(name: str) -> str:
+    """The full name of what a linear is fused into; its own, where it stays by itself."""
+    prefix, linear = split_name(name)
+    return prefix + next((whole for whole, parts in FUSED.items() if linear in parts), linear)
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ from quantkit.errors import QuantkitError
 from quantkit.formats import FORMATS, Contents
 from quantkit.grid import QuantizedWeight
 from quantkit.methods import METHODS, Rounding
-from quantkit.model import LAYERS_PREFIX
+from quantkit.model import LAYERS_PREFIX, fused_name
 from quantkit.output import ShardWriter, atomic_output, check_target
 from quantkit.plan import Plan, make_plan
 from quantkit.recipe import KEPT_BITS, QuantizeOptions, WriteOptions
@@ -383,8 +383,9 @@ def _write_config(checkpoint: Checkpoint, plan: Plan, options: QuantizeOptions, 
     config.pop("torch_dtype", None)
     config["dtype"] = plan.dtype
     contents = Contents(
-        plan.spec, plan.grids, plan.skipped_modules(), LAYERS_PREFIX, quantkit.__version__, options.damping
-    )
+        plan.spec, plan.grids, plan.skipped_modules(), LAYERS_PREFIX, quantkit.__version__, options.damping,
+        {name: fused_name(name) for name in plan.grids},
+    )  # fmt: skip
     config["quantization_config"] = FORMATS[plan.format].quantization_config(contents)
     write_json(folder / "config.json", config)
     for name, content in FORMATS[plan.format].other_files(contents).items():

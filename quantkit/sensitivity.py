@@ -65,7 +65,7 @@ def output_sensitivity(
         inputs = []
         for block in model_map.blocks:
             inputs.append([batch.hidden for batch in batches])
-            _forward(run, block, batches)
+            run.advance(block, batches)
             progress("sensitivity", block.index + 1, 2 * len(model_map.blocks))
     gradients, predictions = _at_the_end(run, batches, torch.Generator().manual_seed(seed))
     found: dict[str, Tensor] = {}
@@ -89,15 +89,6 @@ def few(samples: Sequence[Sample]) -> list[Sample]:
             break
         chosen.append(sample)
     return chosen
-
-
-def _forward(run: CalibrationPass, block: Block, batches: list[Batch]) -> None:
-    layer = run.layers[block.index]
-    run.materialise(layer, block.prefix)
-    for batch in batches:
-        hidden = layer(batch.hidden, **batch.arguments[block.kind])
-        batch.hidden = hidden.masked_fill_(batch.padding[..., None], 0)
-    layer.to("meta")
 
 
 def _at_the_end(run: CalibrationPass, batches: list[Batch], generator: torch.Generator) -> tuple[list[Tensor], int]:
@@ -148,8 +139,8 @@ def _backward(
         for batch, hidden, gradient in zip(batches, inputs, gradients, strict=True):
             entering = hidden.detach().requires_grad_(True)
             with torch.enable_grad():
-                leaving = layer(entering, **batch.arguments[block.kind])
-            leaving.backward(gradient.masked_fill(batch.padding[..., None], 0))
+                leaving = run.through(block, batch, entering)
+            leaving.backward(gradient)
             assert entering.grad is not None
             before.append(entering.grad)
     layer.to("meta")

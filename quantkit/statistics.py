@@ -351,6 +351,19 @@ class CalibrationPass:
         self.abs_max = max(self.abs_max, *(part.abs_max for part in statistics.inputs.values()))
         return statistics
 
+    def advance(self, block: Block, running: list[Batch]) -> None:
+        """Take hidden states through one block of the float model; the tensors that went in are not changed."""
+        layer = self.layers[block.index]
+        self.materialise(layer, block.prefix)
+        for batch in running:
+            batch.hidden = self.through(block, batch, batch.hidden)
+        layer.to("meta")
+
+    def through(self, block: Block, batch: Batch, hidden: Tensor) -> Tensor:
+        """What a block, whose weights are there, makes of ``hidden`` in the place of ``batch.hidden``."""
+        leaving: Tensor = self.layers[block.index](hidden, **batch.arguments[block.kind])
+        return leaving.masked_fill(batch.padding[..., None], 0)
+
     def predicting(self, batch: Batch) -> Tensor:
         """int64: positions, in the flattened batch, whose next token is text."""
         following = torch.zeros_like(batch.padding)

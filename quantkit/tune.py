@@ -176,11 +176,7 @@ class _Side:
             self.batches = run.embed()
             self.entering = [batch.hidden for batch in self.batches]
             for block in run.map.blocks:
-                layer = run.layers[block.index]
-                run.materialise(layer, block.prefix)
-                for batch in self.batches:
-                    batch.hidden = self._through(block, batch, batch.hidden)
-                layer.to("meta")
+                run.advance(block, self.batches)
             self.norm = run.skeleton.model.language_model.norm
             run.materialise(self.norm, f"{LANGUAGE_PREFIX}norm.")
             self.norm.requires_grad_(False)
@@ -191,10 +187,6 @@ class _Side:
             ]
         for batch, entering in zip(self.batches, self.entering, strict=True):
             batch.hidden = entering  # the last states are not needed any more
-
-    def _through(self, block: Block, batch: Batch, hidden: Tensor) -> Tensor:
-        leaving: Tensor = self.run.layers[block.index](hidden, **batch.arguments[block.kind])
-        return leaving.masked_fill(batch.padding[..., None], 0)
 
     def _load(self, block: Block, student: _Student, learning: bool) -> None:
         layer = self.run.layers[block.index]
@@ -213,7 +205,7 @@ class _Side:
                     del states[:-1]
                 states.append(
                     [
-                        self._through(block, self.batches[index], hidden)
+                        self.run.through(block, self.batches[index], hidden)
                         for index, hidden in zip(chosen, states[-1], strict=True)
                     ]
                 )
@@ -260,7 +252,7 @@ class _Side:
             for index, hidden, pull in zip(chosen, states[block.index], pulls, strict=True):
                 entering = hidden.detach().requires_grad_(True)
                 with torch.enable_grad():
-                    leaving = self._through(block, self.batches[index], entering)
+                    leaving = self.run.through(block, self.batches[index], entering)
                 leaving.backward(pull)
                 assert entering.grad is not None
                 before.append(entering.grad)

@@ -116,7 +116,8 @@ def test_configs_name_every_linear_and_every_width() -> None:
     spec = GridSpec(4, 128, True, 1)
     grids = {f"{PREFIX}{layer}.mlp.{name}": GridSpec(8 if layer else 4, 128, True, 1)
              for layer in range(2) for name in ("gate_proj", "up_proj")}  # fmt: skip
-    contents = Contents(spec, grids, ["model.merger."], PREFIX, "test")
+    fused = {name: name.rpartition(".")[0] + ".gate_up_proj" for name in grids}
+    contents = Contents(spec, grids, ["model.merger."], PREFIX, "test", fused=fused)
     config = gptq.quantization_config(contents)
     assert config["modules_in_block_to_quantize"] == [list(grids)]
     rules = {pattern: rule for pattern, rule in config["dynamic"].items() if pattern.startswith("+:")}

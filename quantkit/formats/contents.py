@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantkit.grid import GridSpec
 
@@ -11,7 +11,8 @@ from quantkit.grid import GridSpec
 @dataclass(frozen=True)
 class Contents:
     """spec: the grid of most linears; grids: of every quantized one, by full name; skipped: module names and prefixes
-    that stay as they are; blocks: the prefix of the blocks that are quantized, ends in a dot."""
+    that stay as they are; blocks: the prefix of the blocks that are quantized, ends in a dot; fused: of linears that
+    runtimes load as one, the full name of the one."""
 
     spec: GridSpec
     grids: Mapping[str, GridSpec]
@@ -19,3 +20,4 @@ class Contents:
     blocks: str
     version: str
     damping: float = 0.01
+    fused: Mapping[str, str] = field(default_factory=dict)

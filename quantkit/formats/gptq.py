@@ -36,12 +36,6 @@ SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 BITS = (2, 3, 4, 8)
 LEAST_ZERO = 1
 MULTIPLE = 32  # of inputs and outputs, that every reader takes
-# vLLM and SGLang ask for the rule of the linear that they fuse, under its own name
-FUSED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
-}
 
 
 def check_spec(spec: GridSpec) -> None:
@@ -130,10 +124,11 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
     """The ``quantization_config`` of config.json, and all of quantize_config.json."""
     left_alone: dict[str, dict[str, int]] = {rf"-:.*{re.escape(part)}": {} for part in contents.skipped}
     other = {
-        rf"+:.*\.{re.escape(name)}$": {"bits": spec.bits}
-        for full, spec in contents.grids.items()
+        rf"+:.*\.{re.escape(spelled.removeprefix(contents.blocks))}$": {"bits": spec.bits}
+        for name, spec in contents.grids.items()
         if spec.bits != contents.spec.bits
-        for name in _spellings(full.removeprefix(contents.blocks))
+        # vLLM and SGLang ask for the rule of the linear that they fuse, under its own name
+        for spelled in dict.fromkeys((name, contents.fused.get(name, name)))
     }
     return {
         "quant_method": NAME,
@@ -151,12 +146,6 @@ def quantization_config(contents: Contents) -> dict[str, Any]:
         "dynamic": left_alone | other,
         "meta": {"quantizer": [f"quantkit:{contents.version}"]},
     }
-
-
-def _spellings(name: str) -> list[str]:
-    """A linear's name behind its layer's number, and that of the linear it is fused into, where it is."""
-    stem, _, last = name.rpartition(".")
-    return [name, *(f"{stem}.{fused}" for fused, parts in FUSED.items() if last in parts)]
 
 
 def other_files(contents: Contents) -> dict[str, dict[str, Any]]:

@@ -17,19 +17,18 @@ from torch import Tensor
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.formats import bnb
+from quantkit.gather import Clock, Progress
 from quantkit.grid import GridSpec
 from quantkit.model import EMBEDDING, select_kept
 from quantkit.output import ShardWriter, atomic_output, check_target
 from quantkit.plan import Plan, lay_out, plain_dtype, source_map
+from quantkit.provenance import write_json
 from quantkit.quantize import (
-    Clock,
     LayerRow,
     Outcome,
-    Progress,
     check_device,
     check_names,
     stored,
-    write_json,
     write_provenance,
     writer_specs,
 )

@@ -76,6 +76,33 @@ class QuantizedWeight:
         weight = (codes - self.zeros.float().unsqueeze(-1)) * self.scales.float().unsqueeze(-1)
         return weight.view(out, -1).to(dtype)
 
+    def where(self, better: Tensor, other: QuantizedWeight) -> QuantizedWeight:
+        """The other's rows where ``better`` bool [out]."""
+        rows = better.unsqueeze(1)
+        return QuantizedWeight(
+            torch.where(rows, other.codes, self.codes),
+            torch.where(rows, other.scales, self.scales),
+            torch.where(rows, other.zeros, self.zeros),
+            self.spec,
+        )
+
+
+class EvenLattice:
+    """The values of a grid over rows of ``width``, for solvers that take one column at a time: scales and zeros
+    [out, groups]."""
+
+    def __init__(self, scales: Tensor, zeros: Tensor, spec: GridSpec, width: int) -> None:
+        self._size = spec.group_of(width)
+        self._scales, self._zeros = scales.float().T.contiguous(), zeros.float().T.contiguous()
+        self._spec = spec
+
+    def nearest(self, column: int, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes nearest to ``values`` [out] of a column, and what they stand for, both float [out]."""
+        group = column // self._size
+        scale, zero = self._scales[group], self._zeros[group]
+        code = torch.div(values, scale).round_().add_(zero).clamp_(0, self._spec.max_code)
+        return code, (code - zero).mul_(scale)
+
 
 @dataclass(frozen=True)
 class Range:

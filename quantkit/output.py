@@ -74,6 +74,21 @@ def check_target(target: str | Path, overwrite: bool = False, source: Path | Non
     return path
 
 
+def check_target_file(target: str | Path, overwrite: bool = False) -> Path:
+    """As `check_target`, for one file."""
+    path = Path(os.path.abspath(Path(target).expanduser()))
+    parent = path.parent
+    if not os.path.isdir(parent):
+        raise QuantkitError(f"{path}: {parent} is not a folder; choose another --out")
+    if not os.access(parent, os.R_OK | os.W_OK | os.X_OK):
+        raise QuantkitError(f"{path}: cannot write into {parent}; change its permissions or choose another --out")
+    if path.is_dir():
+        raise QuantkitError(f"{path}: a folder; give the name of a file to --out")
+    if os.path.lexists(path) and not overwrite:
+        raise QuantkitError(f"{path}: is there already; add --overwrite to replace it, or choose another --out")
+    return path
+
+
 def require_free_space(folder: str | Path, needed: int) -> None:
     """Raise QuantkitError unless the file system of `folder` (it need not exist yet) has `needed` bytes left."""
     free = shutil.disk_usage(_nearest_existing(Path(folder).absolute())).free

@@ -8,13 +8,10 @@ folder that takes the target's name only when everything in it is complete.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +19,22 @@ import torch
 from torch import Tensor
 
 import quantkit
-from quantkit import stats_file
 from quantkit.blockwise import LayerRow, QuantizedBlock, quantize_block
 from quantkit.budget import Choice, allocate
-from quantkit.calibration import Mix, Sample, build_from
+from quantkit.calibration import Mix, Sample
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.formats import FORMATS, Contents
+from quantkit.gather import Clock, Data, Progress, Statistics, check_statistics_folders, gather
 from quantkit.grid import QuantizedWeight
 from quantkit.methods import METHODS, Rounding
 from quantkit.model import LAYERS_PREFIX, fused_name
 from quantkit.output import ShardWriter, atomic_output, check_target
 from quantkit.plan import Plan, make_plan
+from quantkit.provenance import PACKAGES, number, provenance, write_json
 from quantkit.recipe import KEPT_BITS, QuantizeOptions, WriteOptions
 from quantkit.sensitivity import expected_losses, output_sensitivity
-from quantkit.statistics import BlockStatistics, CalibrationPass, build_skeleton
+from quantkit.statistics import build_skeleton
 from quantkit.tune import Tuning, check_samples, tune_scales
 
 if TYPE_CHECKING:
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-FLOAT16_MAX = 65504.0
 _STATISTICS = ".statistics"  # kept while a budget is spent
 
 
@@ -96,33 +92,29 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     checkpoint = open_checkpoint(options.model, options.revision, options.token)
     plan = make_plan(checkpoint, options)
     target = check_target(options.out, options.overwrite, source=checkpoint.path)
-    _check_statistics_folders(options, target, checkpoint.path)
+    check_statistics_folders(options, target, checkpoint.path)
     check_device(options.device)
     check_names(checkpoint, plan)
     outcome = Outcome(options.model, target, plan)
     clock = Clock(outcome.seconds)
-    needs_data = METHODS[options.method].needs_data
-    mix = _samples(checkpoint, options, outcome, progress) if needs_data else None
+    data = gather(checkpoint, options, plan.dtype, progress) if METHODS[options.method].needs_data else None
+    if data is not None:
+        outcome.samples, outcome.tokens, outcome.skipped = len(data.samples), data.tokens, len(data.mix.skipped)
     clock.lap("prepare")
-    key = _key(checkpoint, mix, plan) if mix is not None else None
-    samples = mix.samples if mix else []
+    samples = data.samples if data else []
     if options.tune:
         check_samples(samples)
-    if options.stats is not None and key is not None:
-        stats = options.stats.expanduser()
-        options = replace(options, stats=stats)
-        stats_file.check_key(stats, key)
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
-        if plan.allowance is not None and key is not None:
+        if plan.allowance is not None and data is not None:
             options, kept = _keep_statistics(options, folder)
-            outcome.plan = plan = _spend(checkpoint, plan, options, samples, key, outcome, clock, progress)
+            outcome.plan = plan = _spend(checkpoint, plan, options, data, outcome, clock, progress)
             options = replace(options, stats=kept, save_stats=None)
         with ShardWriter(folder, writer_specs(plan), options.max_shard_bytes) as writer:
-            source = _Statistics(checkpoint, plan, options, samples, key, progress)
+            source = Statistics(checkpoint, plan.map, data, options, plan.dtype, progress, options.sequential)
             held: list[QuantizedBlock] = []  # all of them, where they are to be tuned together
             for block, found in zip(plan.map.blocks, source, strict=True):
                 clock.lap("statistics")
-                tensors = _load_block(checkpoint, block, options.device)
+                tensors = load_block(checkpoint, block, options.device)
                 done = quantize_block(tensors, block, found, plan, options)
                 outcome.rows += done.rows
                 state = _state(block, done, plan)
@@ -142,35 +134,9 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
             shutil.rmtree(folder / _STATISTICS)
         checkpoint.copy_side_files(folder)
         _write_config(checkpoint, plan, options, folder)
-        write_provenance(checkpoint, plan, options, mix, outcome, folder)
+        write_provenance(checkpoint, plan, options, data.mix if data else None, outcome, folder)
         clock.lap("write")
     return outcome
-
-
-def _check_statistics_folders(options: QuantizeOptions, target: Path, source: Path) -> None:
-    """--save-stats and --stats name folders apart from --out, and not both."""
-    if options.save_stats is not None and options.stats is not None:
-        raise QuantkitError("--stats and --save-stats exclude each other: statistics that are read need no saving")
-    for option, folder in (("--save-stats", options.save_stats), ("--stats", options.stats)):
-        if folder is None:
-            continue
-        path = folder.expanduser().absolute()
-        if path == target or path in target.parents or target in path.parents:
-            raise QuantkitError(f"{option} {folder}: overlaps --out {target}; give it a folder of its own")
-    if options.save_stats is not None:
-        check_target(options.save_stats, options.overwrite, source=source)
-
-
-class Clock:
-    """Adds the seconds since the last lap to a phase."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._last = seconds, time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
-        self._last = now
 
 
 def check_device(device: str) -> None:
@@ -188,17 +154,6 @@ def check_names(checkpoint: Checkpoint, plan: Plan) -> None:
     checkpoint.check_names(expected + [name for name in tied if name in checkpoint])
 
 
-def _samples(checkpoint: Checkpoint, options: QuantizeOptions, outcome: Outcome, progress: Progress) -> Mix:
-    mix = build_from(options, checkpoint.path, progress)
-    outcome.samples, outcome.skipped = len(mix.samples), len(mix.skipped)
-    outcome.tokens = sum(sample.input_ids.numel() for sample in mix.samples)
-    return mix
-
-
-def _key(checkpoint: Checkpoint, mix: Mix, plan: Plan) -> stats_file.Key:
-    return stats_file.Key(checkpoint.fingerprint(), mix.fingerprint, plan.dtype)
-
-
 def _keep_statistics(options: QuantizeOptions, folder: Path) -> tuple[QuantizeOptions, Path]:
     """Options under which the statistics of the first sweep are kept, and where: a budget needs them twice."""
     if options.stats is not None:
@@ -211,8 +166,7 @@ def _spend(
     checkpoint: Checkpoint,
     plan: Plan,
     options: QuantizeOptions,
-    samples: list[Sample],
-    key: stats_file.Key,
+    data: Data,
     outcome: Outcome,
     clock: Clock,
     progress: Progress,
@@ -221,16 +175,15 @@ def _spend(
     room = plan.allowance
     assert room is not None
     sensitivity = output_sensitivity(
-        checkpoint, plan.map, samples, device=options.device, seed=options.seed, progress=progress,
+        checkpoint, plan.map, data.samples, device=options.device, seed=options.seed, progress=progress,
         dtype=torch.bfloat16 if plan.dtype == "float16" else getattr(torch, plan.dtype),  # gradients need the range
     )  # fmt: skip
     clock.lap("sensitivity")
     rounding = Rounding(options.solver, options.act_order, options.damping)
     members: dict[str, list[str]] = {}
     losses: dict[str, dict[int, float]] = {}
-    for block, found in zip(
-        plan.map.blocks, _Statistics(checkpoint, plan, options, samples, key, progress), strict=True
-    ):
+    source = Statistics(checkpoint, plan.map, data, options, plan.dtype, progress)
+    for block, found in zip(plan.map.blocks, source, strict=True):
         clock.lap("statistics")
         assert found is not None
         for group in block.groups:
@@ -267,48 +220,6 @@ def _spend(
     return make_plan(checkpoint, options, chosen)
 
 
-class _Statistics:
-    """Statistics block by block: from the pass, from a saved file, or none where the method looks at no data."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        plan: Plan,
-        options: QuantizeOptions,
-        samples: list[Sample],
-        key: stats_file.Key | None,
-        progress: Progress,
-    ) -> None:
-        self._plan, self._run = plan, None
-        self._found: Iterator[BlockStatistics | None]
-        if key is None:
-            self._found = iter([None] * len(plan.map.blocks))
-        elif options.stats is not None:
-            self._found = stats_file.read(options.stats, key, plan.map, options.device)
-        else:
-            self._run = CalibrationPass(
-                checkpoint, plan.map, samples, device=options.device, dtype=getattr(torch, plan.dtype),
-                sequential=options.sequential, progress=progress,
-            )  # fmt: skip
-            found = iter(self._run)
-            if options.save_stats is not None:
-                found = stats_file.record(options.save_stats, options.overwrite, key, plan.map, found)
-            self._found = found
-
-    def __iter__(self) -> Iterator[BlockStatistics | None]:
-        yield from self._found
-        if self._run is not None and self._plan.dtype == "float16" and self._run.abs_max > FLOAT16_MAX / 2:
-            raise QuantkitError(
-                f"--dtype float16: activations reach {self._run.abs_max:.0f}, too near float16's limit of "
-                f"{FLOAT16_MAX:.0f}; use --dtype bfloat16"
-            )
-
-    def replace(self, state: dict[str, Tensor]) -> None:
-        """Hand back the block that was just given out, as it is stored."""
-        if self._run is not None and self._run.sequential:
-            self._run.replace(state)
-
-
 def _tune(
     checkpoint: Checkpoint,
     plan: Plan,
@@ -343,7 +254,7 @@ def _write_block(block: Block, done: QuantizedBlock, state: dict[str, Tensor], p
         writer.add(block.prefix + name, state[name].cpu())
 
 
-def _load_block(checkpoint: Checkpoint, block: Block, device: str) -> dict[str, Tensor]:
+def load_block(checkpoint: Checkpoint, block: Block, device: str) -> dict[str, Tensor]:
     """Every tensor of the block, float32, by its name inside the block."""
     names = [name for name in checkpoint.tensor_names if name.startswith(block.prefix)]
     return {
@@ -399,42 +310,20 @@ def write_provenance(
     mix: Mix | None,
     outcome: Outcome,
     folder: Path,
-    packages: Sequence[str] = ("torch", "transformers"),
+    packages: Sequence[str] = PACKAGES,
 ) -> None:
-    """quantkit.json: what made these files. No time and no path, so that the same run gives the same bytes."""
-    write_json(
-        folder / "quantkit.json",
-        {
-            "quantkit": quantkit.__version__,
-            "source": {
-                # of a local folder only its own name
-                "name": checkpoint.name if checkpoint.revision else Path(checkpoint.name).name,
-                "revision": checkpoint.revision,
-                "fingerprint": checkpoint.fingerprint(),
-            },
-            "options": options.provenance(),
-            "format": plan.format,
-            "calibration": {
-                "fingerprint": mix.fingerprint if mix else None,
-                "samples": outcome.samples,
-                "tokens": outcome.tokens,
-                # hashes, so that verify can refuse to measure on what was calibrated on
-                "items": mix.items if mix else [],
-                "pictures": mix.pictures if mix else [],
-                "sources": [asdict(count) for count in mix.counts] if mix else [],
-                "skipped": outcome.skipped,
-            },
-            "versions": {package: _version(package) for package in packages},
-            "kept": sorted(plan.kept),
-            **_spent(outcome.spending),
-            **_tuned(outcome.tuning),
-            "layers": [
-                {"name": row.name, "bits": row.bits, "error": _number(row.error), "scaled_by": row.scaled_by}
-                | ({"notes": list(row.notes)} if row.notes else {})
-                for row in outcome.rows
-            ],
-        },
-    )
+    """quantkit.json: what made these files."""
+    content = provenance(checkpoint, options, plan.format, mix, packages) | {
+        "kept": sorted(plan.kept),
+        **_spent(outcome.spending),
+        **_tuned(outcome.tuning),
+        "layers": [
+            {"name": row.name, "bits": row.bits, "error": number(row.error), "scaled_by": row.scaled_by}
+            | ({"notes": list(row.notes)} if row.notes else {})
+            for row in outcome.rows
+        ],
+    }
+    write_json(folder / "quantkit.json", content)
 
 
 def _spent(spending: Spending | None) -> dict[str, Any]:
@@ -443,12 +332,12 @@ def _spent(spending: Spending | None) -> dict[str, Any]:
     return {
         "budget": {
             "asked": spending.asked,
-            "bits_per_weight": _number(spending.bits_per_weight),
-            "expected_kl": _number(spending.expected_loss),
+            "bits_per_weight": number(spending.bits_per_weight),
+            "expected_kl": number(spending.expected_loss),
             "units": {
                 unit: {
                     "bits": bits,
-                    "expected_kl": {str(width): _number(loss) for width, loss in spending.losses[unit].items()},
+                    "expected_kl": {str(width): number(loss) for width, loss in spending.losses[unit].items()},
                 }
                 for unit, bits in spending.bits.items()
             },
@@ -462,23 +351,8 @@ def _tuned(tuning: Tuning | None) -> dict[str, Any]:
     return {
         "tuning": {
             "withheld": tuning.withheld,
-            "kl_before": _number(tuning.before),
-            "kl_after": _number(tuning.after),
+            "kl_before": number(tuning.before),
+            "kl_after": number(tuning.after),
             "taken": tuning.taken,
         }
     }
-
-
-def _number(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return torch.__version__ if package == "torch" else version(package)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented, UTF-8, with a last line's end."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -18,11 +18,16 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Solver = Literal["rtn", "gptq", "refine"]
 MethodFormat = Literal["awq", "gptq", "compressed-tensors"]
 BnbType = Literal["nf4", "fp4", "int8"]
+MmprojType = Literal["f32", "f16", "bf16", "q8_0", "none"]
+GgufSolver = Literal["rtn", "imatrix", "refine"]
+Mixture = Literal["quantkit", "llama.cpp"]
+Preset = Literal["linear-attention"]
 
 PANELS = MODEL, GRID, DATA, PICTURES, RUN = "Model", "Grid", "Calibration", "Pictures and clips", "Run"
 BLOCK_SIZES = (32, 64, 128, 256, 512)
 _BLOCK_WORDS = "32, 64, 128, 256 or 512"
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 KEPT_BITS = 16  # of what stays as it is, in --budget-bits
 SAMPLES = 128  # conversations, where neither a count nor a token budget is asked for
 
@@ -38,11 +43,13 @@ def option(
     short: str | None = None,
     envvar: str | None = None,
     place: bool = False,
+    late: bool = False,
 ) -> Any:
     """A field of an options class. `flag`: its name on the command line where that differs ("--a/--b" for a choice of
-    two); `place`: names a place, a secret or a way of running: no part of what makes the bytes."""
+    two); `place`: names a place, a secret or a way of running: no part of what makes the bytes; `late`: listed at the
+    end of its panel."""
     notes = {"help": help_text, "panel": panel, "choices": choices, "least": least, "flag": flag, "short": short,
-             "envvar": envvar, "place": place}  # fmt: skip
+             "envvar": envvar, "place": place, "late": late}  # fmt: skip
     return field(default=default, metadata=notes, repr=envvar is None)
 
 
@@ -168,7 +175,39 @@ class CalibrationOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeOptions(CalibrationOptions, WriteOptions):
+class StatisticsOptions(CalibrationOptions, WriteOptions):
+    """What every method asks that looks at the statistics of linear inputs."""
+
+    scales: bool = option(
+        True,
+        "Fold activation-aware scales (AWQ) into what feeds each input.",
+        GRID,
+        flag="--scales/--no-scales",
+        late=True,
+    )
+    act_order: bool = option(
+        True,
+        "Round important columns first; groups stay where they are.",
+        GRID,
+        flag="--act-order/--no-act-order",
+        late=True,
+    )
+    damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID, late=True)
+    save_stats: Path | None = option(None, "Keep the calibration statistics in this folder.", DATA, place=True)
+    stats: Path | None = option(
+        None, "Use statistics kept by --save-stats: no pass is made for them.", DATA, place=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.damping < 1:
+            raise QuantkitError(f"--damping {self.damping}: must lie between 0 and 1")
+        if self.save_stats is not None and self.stats is not None:
+            raise QuantkitError("--stats and --save-stats exclude each other: statistics that are read need no saving")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions(StatisticsOptions):
     """Everything that decides the bytes of a quantized checkpoint, and where they go."""
 
     method: str = "awq"
@@ -207,12 +246,6 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
         GRID,
         choices=("rtn", "gptq", "refine"),
     )
-    scales: bool = option(
-        True, "Fold activation-aware scales (AWQ) into what feeds each input.", GRID, flag="--scales/--no-scales"
-    )
-    act_order: bool = option(
-        True, "Round important columns first; groups stay where they are.", GRID, flag="--act-order/--no-act-order"
-    )
     sequential: bool = option(
         False,
         "Let each block see what the quantized blocks before it give, and correct the drift.",
@@ -225,11 +258,6 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
         GRID,
         least=0,
     )
-    damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID)
-    save_stats: Path | None = option(None, "Keep the calibration statistics in this folder.", DATA, place=True)
-    stats: Path | None = option(
-        None, "Use statistics kept by --save-stats: no pass is made for them.", DATA, place=True
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -239,8 +267,6 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
             )
         if self.tune and self.method == "rtn":
             raise QuantkitError("--tune: needs conversations, and rtn looks at no data; use awq or gptq")
-        if not 0 < self.damping < 1:
-            raise QuantkitError(f"--damping {self.damping}: must lie between 0 and 1")
         self._check_budget()
 
     def _check_budget(self) -> None:
@@ -284,6 +310,87 @@ class QuantizeOptions(CalibrationOptions, WriteOptions):
 
     def provenance(self) -> dict[str, object]:
         return super().provenance() | {"method_format": self.layout, "symmetric": self.fixed_zero}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufOptions(StatisticsOptions):
+    """What goes into GGUF files: which types, how they are chosen and how they are rounded."""
+
+    type: tuple[str, ...] = option(
+        ("Q4_K_M",),
+        "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, "
+        "Q6_K, IQ4_NL or IQ4_XS. May be repeated: one file each.",
+        GRID,
+        short="-t",
+    )
+    mmproj_type: MmprojType = option(
+        "f16",
+        "Of the vision file: f32, f16, bf16 or q8_0; none writes none.",
+        GRID,
+        choices=("f32", "f16", "bf16", "q8_0", "none"),
+    )
+    solver: GgufSolver = option(
+        "refine",
+        "Rounding: rtn looks at no data; imatrix weighs each column by its mean square; refine feeds errors forward "
+        "and descends on codes and scales, on the whole Gram matrix.",
+        GRID,
+        choices=("rtn", "imatrix", "refine"),
+    )
+    imatrix: Path | None = option(
+        None, "Weigh by this importance matrix of llama.cpp (.gguf or .dat) instead of calibrating.", DATA, place=True
+    )
+    mixture: Mixture = option(
+        "quantkit",
+        "Which tensor gets which type: llama.cpp is llama-quantize's choice to the letter; quantkit keeps ssm_alpha "
+        "and ssm_beta at 8 bits on top of it.",
+        GRID,
+        choices=("quantkit", "llama.cpp"),
+    )
+    preset: Preset | None = option(
+        None,
+        "linear-attention: ssm_out, attn_qkv and attn_gate, where this family loses most, at 8 bits.",
+        GRID,
+        choices=("linear-attention",),
+    )
+    tensor_type: tuple[str, ...] = option(
+        (), "PATTERN=TYPE, such as ssm_out=Q8_0: these tensors get that type. May be repeated.", GRID
+    )
+    token_embedding_type: str | None = option(None, "Type of the embedding.", GRID)
+    output_type: str | None = option(None, "Type of the head, or of the embedding where they are tied.", GRID)
+    split_max_size: str | None = option(
+        None, "Largest file, as 2GB or 500MB; larger ones become NAME-00001-of-00003.gguf. (default: one file)", RUN
+    )
+    name: str | None = option(None, "What files are called: NAME-Q4_K_M.gguf. (default: the model's name)", RUN)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split_max_size is not None:
+            parse_size(self.split_max_size, "--split-max-size")
+        if self.name is not None and not _FILE_NAME.fullmatch(self.name):
+            raise QuantkitError(f"--name {self.name!r}: use letters, digits, dots, dashes and underscores")
+        if self.imatrix is not None and (self.stats is not None or self.save_stats is not None):
+            raise QuantkitError("--imatrix: takes the place of calibration; leave out --stats and --save-stats")
+
+    @property
+    def method(self) -> str:
+        """What titles say."""
+        return "gguf"
+
+    @property
+    def split_bytes(self) -> int | None:
+        return None if self.split_max_size is None else parse_size(self.split_max_size, "--split-max-size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixOptions(StatisticsOptions):
+    """An importance matrix alone."""
+
+    out: Path | None = option(None, "File to write. (default: ./MODEL-imatrix.gguf)", RUN, short="-o", place=True)
+
+    @property
+    def method(self) -> str:
+        """What titles say."""
+        return "imatrix"
 
 
 @dataclass(frozen=True, kw_only=True)

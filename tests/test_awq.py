@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quantkit.fold import expand
-from quantkit.grid import GridSpec, QuantizedWeight, fake_quantize, full_range, grid_of
+from quantkit.grid import EvenLattice, GridSpec, QuantizedWeight, fake_quantize, full_range, grid_of
 from quantkit.methods import METHODS, SOLVERS, Rounding, awq
 from quantkit.methods.awq import FeedbackJudge
 from quantkit.methods.loss import loss, relative_error, row_losses
@@ -137,7 +137,7 @@ def test_a_solver_that_feeds_errors_forward_has_scales_of_its_own() -> None:
     def solved(scale: torch.Tensor) -> float:
         scaled = weight * scale
         grid = grid_of(full_range(scaled, spec), spec)
-        codes = feedback(scaled, factor.scaled(scale), *grid, spec)
+        codes = feedback(scaled, factor.scaled(scale), EvenLattice(*grid, spec, scaled.shape[1]))
         result = QuantizedWeight(codes, *grid, spec).dequantize() / scale
         return loss(result - weight, gram)
 

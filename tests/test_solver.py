@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quantkit.errors import QuantkitError
-from quantkit.grid import GridSpec, QuantizedWeight, full_range, grid_of, round_to_grid
+from quantkit.grid import EvenLattice, GridSpec, QuantizedWeight, full_range, grid_of, round_to_grid
 from quantkit.methods import METHODS, SOLVERS, Rounding
 from quantkit.methods.loss import row_losses
 from quantkit.methods.refine import descend, find_grid
@@ -46,11 +46,11 @@ def test_feedback_is_gptq(spec: GridSpec, act_order: bool) -> None:
     weight, gram = _problem()
     scales, zeros = grid_of(full_range(weight, spec), spec)
     naive = _naive(weight, gram, spec, act_order)
-    exact = _dequantized(feedback(weight.double(), factorise(gram.double(), act_order=act_order), scales, zeros, spec),
+    lattice = EvenLattice(scales, zeros, spec, weight.shape[1])
+    exact = _dequantized(feedback(weight.double(), factorise(gram.double(), act_order=act_order), lattice),
                          scales, zeros, spec)  # fmt: skip
     assert (exact - naive).abs().max() < 1e-6
-    single = _dequantized(feedback(weight, factorise(gram, act_order=act_order), scales, zeros, spec),
-                          scales, zeros, spec)  # fmt: skip
+    single = _dequantized(feedback(weight, factorise(gram, act_order=act_order), lattice), scales, zeros, spec)
     assert ((single - naive).abs().amax(1) < 1e-6).float().mean() >= 0.8
 
 

@@ -9,6 +9,7 @@ import typer
 
 from quantkit import __version__
 from quantkit.cli.calib import calib
+from quantkit.cli.gguf import gguf, imatrix
 from quantkit.cli.inspect import inspect
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
 from quantkit.cli.shared import console, errors, escape
@@ -45,6 +46,8 @@ app.command(epilog="Example: quantkit awq --model openbmb/MiniCPM-V-4.6 --out Mi
 app.command(epilog="Example: quantkit gptq --model openbmb/MiniCPM-V-4.6 --bits 3 --out MiniCPM-V-4.6-GPTQ-3bit")(gptq)
 app.command(epilog="Example: quantkit rtn --model tiny --out tiny-rtn")(rtn)
 app.command(epilog="Example: quantkit bnb --model openbmb/MiniCPM-V-4.6 --type nf4 --out MiniCPM-V-4.6-NF4")(bnb)
+app.command(epilog="Example: quantkit gguf --model openbmb/MiniCPM-V-4.6 --type Q4_K_M --out MiniCPM-V-4.6-GGUF")(gguf)
+app.command(epilog="Example: quantkit imatrix --model openbmb/MiniCPM-V-4.6 --out imatrix.gguf")(imatrix)
 app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
 app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)

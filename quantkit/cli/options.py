@@ -23,7 +23,7 @@ def with_options(kind: type[Options], leave_out: Sequence[str] = ()) -> Callable
     def decorate(function: Callable[..., None]) -> Any:
         hints = typing.get_type_hints(kind)
         chosen = [one for one in fields(kind) if one.metadata and one.name not in leave_out]
-        chosen.sort(key=lambda one: PANELS.index(one.metadata["panel"]))
+        chosen.sort(key=lambda one: (PANELS.index(one.metadata["panel"]), one.metadata["late"]))
         flags = [_parameter(one, hints[one.name]) for one in chosen]
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]

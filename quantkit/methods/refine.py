@@ -27,13 +27,14 @@ from quantkit.grid import (
     LARGEST_SCALE,
     SCALE_DTYPE,
     SMALLEST_SCALE,
+    EvenLattice,
     GridSpec,
     QuantizedWeight,
     Range,
     full_range,
     grid_of,
 )
-from quantkit.methods.solver import Factor, best_rows, solve
+from quantkit.methods.solver import Factor, Lattice, best_rows, solve
 
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55)
 ENDS = (0.85, 0.9, 0.95, 1.05)  # of one end alone, beside the best of the above
@@ -113,7 +114,7 @@ def descend(weight: Tensor, gram: Tensor, start: QuantizedWeight) -> QuantizedWe
         error = _dequantize(codes, scales, zeros).sub_(weight)
         product = error @ gram
         scales = _fit_scales(codes, scales, zeros, gram, error, product)
-        codes = _descend_codes(weight, codes, scales, zeros, gram, error, product, spec)
+        codes = descend_codes(weight, codes, gram, error, product, EvenLattice(scales, zeros, spec, weight.shape[1]))
         now = float((error * product).sum())
         if now > last * (1 - LEAST_GAIN):
             break
@@ -146,22 +147,13 @@ def _fit_scales(codes: Tensor, scales: Tensor, zeros: Tensor, gram: Tensor, erro
     return scales
 
 
-def _descend_codes(
-    weight: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    zeros: Tensor,
-    gram: Tensor,
-    error: Tensor,
-    product: Tensor,
-    spec: GridSpec,
+def descend_codes(
+    weight: Tensor, codes: Tensor, gram: Tensor, error: Tensor, product: Tensor, lattice: Lattice
 ) -> Tensor:
-    """New codes float32 [out, in], column after column; brings ``error`` and ``product`` up to date."""
-    size, codes = codes.shape[1] // scales.shape[1], codes.clone()
+    """New codes float32 [out, in], column after column; brings ``error`` and ``product`` = error @ gram up to date."""
+    codes = codes.clone()
     curves = gram.diagonal()
-    telling = curves > 0  # a channel that carries nothing keeps its code
-    columns = torch.where(telling, curves, 1.0)
-    scale_rows, zero_rows = scales.T.contiguous(), zeros.T.contiguous()
+    telling = (curves > 0).tolist()  # a channel that carries nothing keeps its code
     for _ in range(SWEEPS):
         for start in range(0, weight.shape[1], _PANEL):
             part = slice(start, min(start + _PANEL, weight.shape[1]))
@@ -172,13 +164,11 @@ def _descend_codes(
             for column in range(len(found)):
                 if not telling[start + column]:
                     continue
-                group = (start + column) // size
-                scale, zero = scale_rows[group], zero_rows[group]
-                wanted = found[column] - pull[column] / columns[start + column] + target[column]
-                code = wanted.div_(scale).round_().add_(zero).clamp_(0, spec.max_code)
-                new = (code - zero).mul_(scale).sub_(target[column])
+                wanted = found[column] - pull[column] / curves[start + column] + target[column]
+                chosen[column], level = lattice.nearest(start + column, wanted)
+                new = level.sub_(target[column])
                 pull.addr_(own[column], new - found[column])
-                chosen[column], found[column] = code, new
+                found[column] = new
             moved = found.sub(before).T
             error[:, part] = found.T
             product.addmm_(moved, gram[part])

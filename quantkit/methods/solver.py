@@ -14,18 +14,23 @@ variance*, by which grids and scales are chosen (``Factor.costs``). Rows that en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from quantkit.errors import QuantkitError
-from quantkit.grid import GridSpec, QuantizedWeight, round_to_grid
+from quantkit.grid import EvenLattice, GridSpec, QuantizedWeight, round_to_grid
 from quantkit.methods.loss import row_losses
 
 DAMPING = 0.01  # of the mean of H's diagonal, GPTQ's own default
 _BLOCK = 64  # columns rounded one by one before the rest of the matrix is brought up to date in one product
 _MOST_DAMPING = 1e6
+
+AnyCandidate = TypeVar("AnyCandidate", bound="Candidate")
 
 
 @dataclass(frozen=True)
@@ -80,49 +85,60 @@ def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True) ->
     raise QuantkitError("a Gram matrix is not positive definite under any damping; gather the statistics again")
 
 
-def feedback(weight: Tensor, factor: Factor, scales: Tensor, zeros: Tensor, spec: GridSpec) -> Tensor:
-    """GPTQ's codes, uint8 [out, in], of ``weight`` float32 [out, in] on the grid of scales and zeros [out, groups]."""
-    order, upper = factor.order, factor.upper
-    group = order // (weight.shape[1] // scales.shape[1])
+class Lattice(Protocol):
+    """Where a weight may go, column by column."""
+
+    def nearest(self, column: int, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes nearest to ``values`` [out] of a column, and what they stand for, both float [out]."""
+
+
+class Candidate(Protocol):
+    """A weight in integers, of any kind."""
+
+    def dequantize(self) -> Tensor: ...
+
+    def where(self, better: Tensor, other: Self) -> Self:
+        """The other's rows where ``better`` bool [out]."""
+
+
+def feedback(weight: Tensor, factor: Factor, lattice: Lattice) -> Tensor:
+    """GPTQ's codes, uint8 [out, in], of ``weight`` float32 [out, in] on ``lattice``."""
+    upper, order = factor.upper, factor.order.tolist()
     # columns become rows, so that each step works on neighbouring memory
-    rest, scale, zero = weight.T[order], scales.float().T[group], zeros.float().T[group]
+    rest = weight.T[factor.order]
     codes = torch.empty_like(rest)
     for start in range(0, len(rest), _BLOCK):
         stop = min(start + _BLOCK, len(rest))
         errors = torch.empty_like(rest[start:stop])
         for column in range(start, stop):
             value = rest[column]
-            code = torch.div(value, scale[column]).round_().add_(zero[column]).clamp_(0, spec.max_code)
-            codes[column] = code
-            error = (value - (code - zero[column]) * scale[column]) / upper[column, column]
+            codes[column], found = lattice.nearest(order[column], value)
+            error = (value - found) / upper[column, column]
             errors[column - start] = error
             rest[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1)
         rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
     result = torch.empty_like(codes, dtype=torch.uint8)
-    result[order] = codes.to(torch.uint8)
+    result[factor.order] = codes.to(torch.uint8)
     return result.T.contiguous()
 
 
-def best_rows(weight: Tensor, gram: Tensor, candidates: list[QuantizedWeight]) -> QuantizedWeight:
+def best_rows(weight: Tensor, gram: Tensor, candidates: Sequence[AnyCandidate]) -> AnyCandidate:
     """Of several results the one with the least exact loss, row by row; the first where they are equal."""
     best = candidates[0]
     least = row_losses(best.dequantize() - weight, gram)
     for other in candidates[1:]:
         losses = row_losses(other.dequantize() - weight, gram)
-        better = (losses < least).unsqueeze(1)
+        better = losses < least
         least = torch.minimum(losses, least)
-        best = QuantizedWeight(
-            torch.where(better, other.codes, best.codes),
-            torch.where(better, other.scales, best.scales),
-            torch.where(better, other.zeros, best.zeros),
-            best.spec,
-        )
+        best = best.where(better, other)
     return best
 
 
 def solve(
     weight: Tensor, gram: Tensor, factor: Factor, scales: Tensor, zeros: Tensor, spec: GridSpec
 ) -> QuantizedWeight:
-    """GPTQ on a fixed grid; no row's loss is above that of the nearest codes. Arguments as in `feedback`."""
-    solved = QuantizedWeight(feedback(weight, factor, scales, zeros, spec), scales, zeros, spec)
+    """GPTQ on a fixed grid, scales float16 and zeros uint8 [out, groups]; no row's loss is above that of the nearest
+    codes."""
+    codes = feedback(weight, factor, EvenLattice(scales, zeros, spec, weight.shape[1]))
+    solved = QuantizedWeight(codes, scales, zeros, spec)
     return best_rows(weight, gram, [round_to_grid(weight, scales, zeros, spec), solved])

@@ -1,0 +1,147 @@
+"""What `quantkit gguf` will write, from headers, config.json and the tokenizer alone: no weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from quantkit.errors import QuantkitError
+from quantkit.formats.gguf.container import FilePlan, TensorInfo, plan_files
+from quantkit.formats.gguf.types import FILE_TYPES, TYPES
+from quantkit.gguf.metadata import model_name, text_metadata, vision_metadata
+from quantkit.gguf.mixture import Mixture, parse_override, tensor_types, type_name
+from quantkit.gguf.names import Conversion, Heads, text_tensors, vision_tensors, vision_type
+from quantkit.gguf.tokenizer import tokenizer_metadata
+from quantkit.model import ModelMap
+from quantkit.plan import source_map
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint import Checkpoint
+    from quantkit.recipe import GgufOptions
+
+FLOATS = ("F32", "F16", "BF16")
+_PROCESS_BYTES = 900_000_000  # interpreter, torch and transformers once imported, as measured
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One text model or mmproj to write. kind: a file type; types: by tensor of the file; files: one, or its splits."""
+
+    kind: str
+    tensors: tuple[Conversion, ...]
+    types: Mapping[str, str]
+    files: tuple[FilePlan, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all tensors, the file's metadata left out."""
+        values = sum(prod(row.shape) for row in self.tensors)
+        return 8 * sum(info.nbytes for file in self.files for info in file.tensors) / values
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """texts, visions: what to write; quantizes: whether any text model holds integers."""
+
+    map: ModelMap
+    heads: Heads
+    texts: tuple[Variant, ...]
+    visions: tuple[Variant, ...]
+    bytes_before: int
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        return self.texts + self.visions
+
+    @property
+    def nbytes(self) -> int:
+        return sum(variant.nbytes for variant in self.variants)
+
+    @property
+    def quantizes(self) -> bool:
+        return any(set(variant.types.values()) - set(FLOATS) for variant in self.texts)
+
+
+def plan_gguf(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:
+    """Check the options against the checkpoint and lay out every file.
+
+    Raises QuantkitError for another architecture, an already quantized model, a tokenizer that llama.cpp does not know,
+    a type that does not exist or that a tensor cannot take, and a pattern that matches nothing.
+    """
+    model_map = source_map(checkpoint)
+    name = options.name or model_name(checkpoint)
+    texts = tuple(_text(checkpoint, model_map, options, name, kind) for kind in file_types(options))
+    modes = ("16x", "4x") if options.downsample_mode == "both" else (options.downsample_mode,)
+    visions = () if options.mmproj_type == "none" else tuple(_vision(checkpoint, options, name, mode) for mode in modes)
+    heads = Heads.of(checkpoint.config, checkpoint.name)
+    return GgufPlan(model_map, heads, texts, visions, checkpoint.total_bytes)
+
+
+def file_types(options: GgufOptions) -> tuple[str, ...]:
+    """Every type that was asked for, once, in upper case."""
+    kinds = tuple(dict.fromkeys(kind.upper() for kind in options.type))
+    for kind in kinds:
+        if kind not in FILE_TYPES:
+            raise QuantkitError(f"--type {kind}: quantkit writes no such file; choose one of {', '.join(FILE_TYPES)}")
+    if not kinds:
+        raise QuantkitError("--type: name at least one, such as Q4_K_M")
+    return kinds
+
+
+def _text(checkpoint: Checkpoint, model_map: ModelMap, options: GgufOptions, name: str, kind: str) -> Variant:
+    tensors = tuple(text_tensors(checkpoint))
+    mixture = _mixture(checkpoint, model_map, options, kind)
+    types = tensor_types([(row.name, row.shape) for row in tensors], mixture)
+    parameters = sum(prod(row.shape) for row in tensors)
+    metadata = text_metadata(checkpoint, kind, parameters) | tokenizer_metadata(checkpoint)
+    return _variant(f"{name}-{kind}.gguf", kind, tensors, types, metadata, options)
+
+
+def _mixture(checkpoint: Checkpoint, model_map: ModelMap, options: GgufOptions, kind: str) -> Mixture:
+    text = checkpoint.config["text_config"]
+    return Mixture(
+        file_type=kind,
+        layers=len(model_map.blocks),
+        gqa=text["num_attention_heads"] // text["num_key_value_heads"],
+        has_imatrix=options.imatrix is not None or options.solver != "rtn",
+        mixture=options.mixture,
+        preset=options.preset,
+        overrides=tuple(parse_override(text) for text in options.tensor_type),
+        token_embedding=_type(options.token_embedding_type, "--token-embedding-type"),
+        output=_type(options.output_type, "--output-type"),
+    )
+
+
+def _type(text: str | None, option: str) -> str | None:
+    return None if text is None else type_name(text, option)
+
+
+def _vision(checkpoint: Checkpoint, options: GgufOptions, name: str, mode: str) -> Variant:
+    kind = options.mmproj_type.upper()
+    tensors = tuple(vision_tensors(checkpoint, mode))
+    types = {row.name: vision_type(row.name, row.shape, kind) for row in tensors}
+    parameters = sum(prod(row.shape) for row in tensors)
+    metadata = vision_metadata(checkpoint, kind, parameters, mode)
+    # 16x is what the model is published in; a 4x file says so
+    return _variant(
+        f"mmproj-{name}{'' if mode == '16x' else '-4x'}-{kind}.gguf", kind, tensors, types, metadata, options
+    )
+
+
+def _variant(
+    file: str,
+    kind: str,
+    tensors: tuple[Conversion, ...],
+    types: Mapping[str, str],
+    metadata: Mapping[str, object],
+    options: GgufOptions,
+) -> Variant:
+    infos = [TensorInfo(row.name, row.shape, TYPES[types[row.name]]) for row in tensors]
+    limit = None if file.startswith("mmproj-") else options.split_bytes  # llama.cpp reads no split mmproj
+    return Variant(kind, tensors, types, tuple(plan_files(file, metadata, infos, limit)))

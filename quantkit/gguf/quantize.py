@@ -1,0 +1,297 @@
+"""`quantkit gguf`: one checkpoint to GGUF files, as many types as asked for from one read.
+
+    checkpoint -> model map -> samples -> statistics -> scales, rounding -> blocks -> files
+
+One block of the language model is in memory at a time. AWQ's scales are folded into the norms, which GGUF keeps in
+float32, so the fold is exact; they are searched on one grid for all types (4 bits, a scale for 32 columns), so that
+a file does not depend on what else was asked for. Statistics follow the columns where llama.cpp wants them in another
+order (`names.input_order`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from quantkit.blockwise import LEAST_TOKENS
+from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.errors import QuantkitError
+from quantkit.fold import fold
+from quantkit.formats.gguf.container import GgufWriter
+from quantkit.gather import Clock, Data, Progress, Statistics, check_statistics_folders, gather
+from quantkit.gguf.encode import Encoded, Knowledge, costs_of, encode
+from quantkit.gguf.imatrix import Imatrix, check, read_imatrix
+from quantkit.gguf.modelfile import modelfile
+from quantkit.gguf.names import Conversion, input_order, keep
+from quantkit.gguf.plan import FLOATS, GgufPlan, plan_gguf
+from quantkit.grid import GridSpec
+from quantkit.methods import METHODS
+from quantkit.methods.solver import Factor, factorise
+from quantkit.output import atomic_output, check_target, require_free_space
+from quantkit.plan import plain_dtype
+from quantkit.provenance import number, provenance, write_json
+from quantkit.quantize import check_device, load_block
+
+if TYPE_CHECKING:
+    from quantkit.model import Block, Group
+    from quantkit.recipe import GgufOptions
+    from quantkit.statistics import BlockStatistics
+
+log = logging.getLogger(__name__)
+
+SCALE_GRID = GridSpec(4, 32)  # what scales are searched on, whatever the types
+_ROWS = 1 << 24  # values of a large table that are converted at once
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One quantized tensor of one text file. error: share of the output's energy, NaN without a Gram matrix."""
+
+    file: str
+    name: str
+    kind: str
+    error: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class GgufOutcome:
+    """What a run did."""
+
+    source: str
+    out: Path
+    plan: GgufPlan
+    rows: list[TensorRow] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    data: Data | None = None
+    scaled: int = 0  # inputs whose linears were scaled
+    inputs: int = 0
+
+
+def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> GgufOutcome:
+    """Run ``options`` from checkpoint to files.
+
+    Raises QuantkitError, one line, for anything the user can mend; the target is untouched then.
+    """
+    progress = progress or (lambda what, done, total: None)
+    if options.out is None:
+        raise QuantkitError("--out is missing: name the folder to write")
+    checkpoint = open_checkpoint(options.model, options.revision, options.token)
+    plan = plan_gguf(checkpoint, options)
+    target = check_target(options.out, options.overwrite, source=checkpoint.path)
+    check_statistics_folders(options, target, checkpoint.path)
+    check_device(options.device)
+    require_free_space(target, plan.nbytes)
+    imatrix = None if options.imatrix is None else _read_matrix(options.imatrix.expanduser(), plan)
+    outcome = GgufOutcome(options.model, target, plan)
+    clock = Clock(outcome.seconds)
+    dtype = plain_dtype(checkpoint, options)
+    if plan.quantizes and options.solver != "rtn" and imatrix is None:
+        outcome.data = gather(checkpoint, options, dtype, progress)
+        clock.lap("prepare")
+    with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
+        with ExitStack() as stack:
+            writers = [stack.enter_context(GgufWriter(folder, variant.files)) for variant in plan.variants]
+            work = _Work(checkpoint, plan, options, imatrix, writers, outcome)
+            statistics = Statistics(checkpoint, plan.map, outcome.data, options, dtype, progress)
+            for block, found in zip(plan.map.blocks, statistics, strict=True):
+                clock.lap("statistics")
+                work.write_block(block, found)
+                progress("blocks", block.index + 1, len(plan.map.blocks))
+                clock.lap("quantize")
+            work.write_tables()
+            clock.lap("quantize")
+            work.write_vision()
+            for writer in writers:
+                writer.finish()
+        _write_modelfiles(checkpoint, plan, folder)
+        _write_provenance(checkpoint, options, outcome, folder)
+        clock.lap("write")
+    return outcome
+
+
+def _read_matrix(path: Path, plan: GgufPlan) -> Imatrix:
+    imatrix = read_imatrix(path)
+    widths = {
+        row.name: row.shape[-1]
+        for variant in plan.texts
+        for row in variant.tensors
+        if variant.types[row.name] not in FLOATS
+    }
+    check(imatrix, widths)
+    return imatrix
+
+
+class _Work:
+    """The steps of a run, and what they know of each tensor."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        plan: GgufPlan,
+        options: GgufOptions,
+        imatrix: Imatrix | None,
+        writers: list[GgufWriter],
+        outcome: GgufOutcome,
+    ) -> None:
+        self.checkpoint, self.plan, self.options, self.imatrix = checkpoint, plan, options, imatrix
+        self.outcome = outcome
+        self.texts = list(zip(plan.texts, writers[: len(plan.texts)], strict=True))
+        self.visions = list(zip(plan.visions, writers[len(plan.texts) :], strict=True))
+        self.rows = {row.source: row for row in plan.texts[0].tensors}
+
+    # ---- a block of the language model ----
+
+    def write_block(self, block: Block, statistics: BlockStatistics | None) -> None:
+        """Scale, round and write one block."""
+        tensors = load_block(self.checkpoint, block, self.options.device)
+        columns = self._scale(tensors, block, statistics) if statistics is not None else {}
+        for group in block.groups:
+            names = [*group.linears, *group.passengers]
+            known, notes = self._known(block, group, statistics, columns.get(group.name))
+            for name in names:
+                row = self.rows[f"{block.prefix}{name}.weight"]
+                self._write(row, tensors.pop(f"{name}.weight"), known or self._of_matrix(row), notes)
+        for name, tensor in tensors.items():
+            self._write(self.rows[block.prefix + name], tensor)
+
+    def _scale(self, tensors: dict[str, Tensor], block: Block, statistics: BlockStatistics) -> dict[str, Tensor]:
+        """Fold AWQ's scales into ``tensors``; the scale of each group's input columns that got one."""
+        if not self.options.scales or self.options.solver != "refine":
+            return {}
+        originals, found = dict(tensors), {}
+        for group in block.groups:
+            inputs = statistics.inputs[group.name]
+            self.outcome.inputs += 1
+            if inputs.tokens < LEAST_TOKENS or not self._quantizes(block, group):
+                continue
+            weights = [originals[f"{name}.weight"] for name in group.linears]
+            factor = self._factor(block, group, inputs.gram)
+            search = METHODS["awq"].find_scale(weights, inputs.gram, group.feeder, SCALE_GRID, factor)
+            if search.scale is not None:
+                found[group.name] = fold(tensors, group, search.scale, inputs.gram.dtype)
+                self.outcome.scaled += 1
+        return found
+
+    def _quantizes(self, block: Block, group: Group) -> bool:
+        """Whether some file holds integers for a linear of the group."""
+        names = [self.rows[f"{block.prefix}{name}.weight"].name for name in group.linears]
+        return any(variant.types[name] not in FLOATS for variant in self.plan.texts for name in names)
+
+    def _known(
+        self, block: Block, group: Group, statistics: BlockStatistics | None, columns: Tensor | None
+    ) -> tuple[Knowledge | None, tuple[str, ...]]:
+        """What rounding may know of the group's input, columns in the file's order, and why that is less than asked."""
+        if statistics is None:
+            return None, ()
+        inputs = statistics.inputs[group.name]
+        if inputs.tokens < LEAST_TOKENS:
+            return None, (f"{inputs.tokens} calibration tokens, {LEAST_TOKENS} needed: rounded without data",)
+        gram = inputs.gram
+        if columns is not None:
+            gram = gram / columns.unsqueeze(0) / columns.unsqueeze(1)
+        order = input_order(f"{block.prefix}{group.linears[0]}", self.plan.heads)
+        if order is not None:
+            gram = gram[order][:, order]
+        costs = costs_of(gram.diagonal())
+        if self.options.solver == "imatrix":
+            return Knowledge(costs), ()
+        few = f"{inputs.tokens} calibration tokens for {group.in_features} channels: few"
+        notes = [few] if inputs.tokens < group.in_features else []
+        factor = self._factor(block, group, gram)
+        if factor.damping > self.options.damping:
+            notes.append(f"Gram matrix not positive definite: damping raised to {factor.damping:g}")
+        return Knowledge(costs, gram, factor), tuple(notes)
+
+    def _factor(self, block: Block, group: Group, gram: Tensor) -> Factor:
+        try:
+            return factorise(gram, self.options.damping, self.options.act_order)
+        except QuantkitError as error:
+            raise QuantkitError(f"{block.prefix}{group.linears[0]}: its input: {error}") from error
+
+    def _of_matrix(self, row: Conversion) -> Knowledge | None:
+        """What the importance matrix that was given says of a tensor's columns."""
+        if self.imatrix is None or row.name not in self.imatrix.sums:
+            return None
+        return Knowledge(costs_of(self.imatrix.mean_squares(row.name)).to(self.options.device))
+
+    # ---- the rest ----
+
+    def write_tables(self) -> None:
+        """The tensors outside the blocks; the embedding and the head piece by piece."""
+        prefixes = tuple(block.prefix for block in self.plan.map.blocks)
+        for row in self.plan.texts[0].tensors:
+            if not row.source.startswith(prefixes):
+                tensor = self.checkpoint.load(row.source, check_finite=True)
+                self._write(row, tensor, self._of_matrix(row))
+
+    def write_vision(self) -> None:
+        """Every mmproj file."""
+        for variant, writer in self.visions:
+            for row in variant.tensors:
+                tensor = row.transform(self.checkpoint.load(row.source, check_finite=True), self.plan.heads)
+                writer.add(row.name, encode(row.name, _matrix(tensor), variant.types[row.name]).data)
+
+    def _write(
+        self, row: Conversion, tensor: Tensor, known: Knowledge | None = None, notes: tuple[str, ...] = ()
+    ) -> None:
+        """One tensor into every text file, rounded once for each type."""
+        for kind in dict.fromkeys(variant.types[row.name] for variant in self.plan.texts):
+            takers = [(variant, writer) for variant, writer in self.texts if variant.types[row.name] == kind]
+            error = float("nan")
+            for part in self._encoded(row, tensor, kind, known):
+                error = part.error
+                for _, writer in takers:
+                    writer.add(row.name, part.data)
+            if kind not in FLOATS:
+                self.outcome.rows += [TensorRow(one.kind, row.name, kind, error, notes) for one, _ in takers]
+
+    def _encoded(self, row: Conversion, tensor: Tensor, kind: str, known: Knowledge | None) -> Iterator[Encoded]:
+        """A tensor's bytes, in pieces where it is a large table without a Gram matrix."""
+        if row.transform is keep and tensor.numel() > _ROWS and (known is None or known.gram is None):
+            for piece in tensor.split(max(1, _ROWS // tensor.shape[-1])):
+                yield encode(row.name, piece.to(self.options.device).float(), kind, known)
+        else:
+            found = row.transform(tensor.to(self.options.device).float(), self.plan.heads)
+            yield encode(row.name, _matrix(found), kind, known)
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """[rows, width], as blocks run along the last axis."""
+    return tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() != 1 else tensor.unsqueeze(0)
+
+
+# ---- beside the files -----------------------------------------------------------------------------------------------
+
+
+def _write_modelfiles(checkpoint: Checkpoint, plan: GgufPlan, folder: Path) -> None:
+    """Ollama's recipe for every text model; with the mmproj file of the mode that comes first."""
+    mmproj = plan.visions[0].files[0].name if plan.visions else None
+    for variant in plan.texts:
+        name = "Modelfile" if len(plan.texts) == 1 else f"Modelfile-{variant.kind}"
+        (folder / name).write_text(modelfile(checkpoint, variant.files[0].name, mmproj), encoding="utf-8")
+
+
+def _write_provenance(checkpoint: Checkpoint, options: GgufOptions, outcome: GgufOutcome, folder: Path) -> None:
+    content = provenance(checkpoint, options, "gguf", outcome.data.mix if outcome.data else None)
+    if options.imatrix is not None:
+        path = options.imatrix.expanduser()
+        content["imatrix"] = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    content["files"] = {
+        file.name: {"type": variant.kind, "bits_per_weight": number(variant.bits_per_weight)}
+        for variant in outcome.plan.variants
+        for file in variant.files
+    }
+    content["layers"] = [
+        {"file": row.file, "name": row.name, "type": row.kind, "error": number(row.error)}
+        | ({"notes": list(row.notes)} if row.notes else {})
+        for row in outcome.rows
+    ]
+    write_json(folder / "quantkit.json", content)

@@ -8,14 +8,17 @@ import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from quantkit.blockgrid import GRIDS
 from quantkit.formats.gguf import types
-from quantkit.formats.gguf.blocks import GRIDS, pack, unpack
+from quantkit.formats.gguf.blocks import pack, unpack
 
 
 def random_rows(name: str, rows: int = 7, blocks: int = 3, seed: int = 0) -> torch.Tensor:
     """Rows of random bytes whose float16 numbers are finite."""
     kind = types.TYPES[name]
-    data = torch.randint(0, 256, (rows, blocks * kind.nbytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    data = torch.randint(
+        0, 256, (rows, blocks * kind.nbytes), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
     found = unpack(data, name)
     halves = [found.d] if found.dmin is None else [found.d, found.dmin]
     good = torch.stack([half.isfinite().all(1) for half in halves]).all(0)
@@ -32,7 +35,10 @@ def test_numbers_and_sizes_are_ggmls():
 def test_file_types_are_llama_cpps():
     for name, number in types.FILE_TYPES.items():
         theirs = gguf.LlamaFileType(number).name
-        assert theirs.removeprefix("ALL_").removeprefix("MOSTLY_") in (name, name.removesuffix("_M") if name == "Q2_K" else name)
+        assert theirs.removeprefix("ALL_").removeprefix("MOSTLY_") in (
+            name,
+            name.removesuffix("_M") if name == "Q2_K" else name,
+        )
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -65,6 +71,6 @@ def test_sequential_codes_of_q4_k_land_where_the_header_says():
     data[0, 16:] = torch.arange(128)
     codes = unpack(data, "Q4_K").codes[0]
     # of the first 64 values, value l is the low half of byte l and value l + 32 its high half
-    assert codes[:32].tolist() == [l & 15 for l in range(32)]
-    assert codes[32:64].tolist() == [l >> 4 for l in range(32)]
-    assert codes[64:96].tolist() == [(l + 32) & 15 for l in range(32)]
+    assert codes[:32].tolist() == [n & 15 for n in range(32)]
+    assert codes[32:64].tolist() == [n >> 4 for n in range(32)]
+    assert codes[64:96].tolist() == [(n + 32) & 15 for n in range(32)]

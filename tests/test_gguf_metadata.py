@@ -234,6 +234,10 @@ def test_the_processors_settings(tmp_path: Path) -> None:
     (path / "processor_config.json").write_text(json.dumps(nested))
     metadata = vision_metadata(opened(path), "F16", 1)
     assert metadata["clip.vision.image_size"] == 448 and metadata["clip.vision.image_std"] == [0.1, 0.2, 0.3]
+    nested["image_processor"]["image_mean"] = 0.5
+    (path / "processor_config.json").write_text(json.dumps(nested))
+    with pytest.raises(QuantkitError, match=r"/processor_config\.json: image_processor\.image_mean is 0\.5, not three"):
+        vision_metadata(opened(path), "F16", 1)
     (path / "processor_config.json").unlink()
     assert vision_metadata(opened(path), "F16", 1)["clip.vision.image_size"] == 112
     (path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')

@@ -19,12 +19,20 @@ Shapes = list[tuple[str, tuple[int, ...]]]
 
 # hidden, feed-forward, layers, query heads, KV heads, their width, linear key and value heads, their width, tied
 SIZES = {
+    "tiny": (256, 512, 4, 4, 2, 64, 2, 2, 128, True),
     "even24": (256, 768, 24, 8, 2, 64, 2, 4, 128, True),
     "odd24": (288, 96, 24, 8, 2, 32, 2, 4, 32, False),
     "wild7": (48, 80, 7, 3, 1, 32, 1, 2, 24, False),
 }
 # a default type, then what differs as name:type, of some layers only where these follow
 EXPECTED = {
+    "tiny": {
+        "Q2_K": "Q2_K attn_output:Q3_K attn_qkv:Q3_K attn_v:Q3_K ffn_down:Q3_K token_embd:Q6_K",
+        "Q3_K_M": "Q3_K attn_output:Q4_K attn_qkv:Q4_K:2 attn_qkv:Q5_K:0-1 attn_v:Q4_K ffn_down:Q4_K token_embd:Q6_K",
+        "Q4_K_S": "Q4_K attn_qkv:Q5_K attn_v:Q5_K token_embd:Q6_K",
+        "Q4_K_M": "Q4_K attn_qkv:Q6_K:2 attn_v:Q6_K ffn_down:Q6_K:2-3 token_embd:Q6_K",
+        "IQ4_XS": "IQ4_XS token_embd:Q6_K",
+    },
     "even24": {
         "F16": "F16",
         "Q4_0": "Q4_0 token_embd:Q6_K",
@@ -255,6 +263,8 @@ def test_embedding_and_output() -> None:
     untied = replace(mixture("odd24", "Q4_K_M"), output="Q4_0", token_embedding="Q8_0")
     types = tensor_types(shapes("odd24"), untied)
     assert (types["token_embd.weight"], types["output.weight"]) == ("Q8_0", "Q4_0")
+    types = tensor_types(shapes("odd24"), replace(untied, token_embedding=None))
+    assert (types["token_embd.weight"], types["output.weight"]) == ("Q5_0", "Q4_0")
 
 
 def test_what_cannot_be_is_named() -> None:

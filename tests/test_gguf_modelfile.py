@@ -43,7 +43,7 @@ CHAT = [
 
 def execute(template: str, values: dict[str, Any]) -> str:
     """Go's text/template, of it: range, if, else if, else, end, `:=`, a quoted text, and conditions by `value`."""
-    parts = re.split(r"\{\{(?!-) (.*?) \}\}", template)
+    parts = re.split(r"\{\{ ?(.*?) ?\}\}", template)
 
     def value(condition: str, scope: dict[str, Any]) -> bool:
         role, last = scope["message"]["role"], scope["last"]

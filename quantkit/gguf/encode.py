@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantkit.blockgrid import GRIDS
 from quantkit.errors import QuantkitError
-from quantkit.formats.gguf.blocks import GRIDS, pack
+from quantkit.formats.gguf.blocks import pack
 from quantkit.methods.blockfit import fit, one_thread_each
 from quantkit.methods.blockrefine import refine_blocks
 from quantkit.methods.loss import relative_error
 from quantkit.methods.solver import Factor
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_LEAST_COST = 1e-6  # of the mean: a channel that carried nothing is rounded all the same
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,6 @@ def encode(name: str, weight: Tensor, kind: str, known: Knowledge | None = None)
     if known is not None and known.gram is not None:
         error = relative_error(blocks.dequantize(), weight.float(), known.gram)
     return Encoded(pack(blocks).cpu(), error)
-
-
-def costs_of(mean_squares: Tensor) -> Tensor:
-    """Costs of a column's errors from the mean squares of its inputs: none is nothing."""
-    mean = float(mean_squares.mean())
-    return mean_squares.clamp(min=_LEAST_COST * mean) if mean > 0 else torch.ones_like(mean_squares)
 
 
 def _floats(name: str, weight: Tensor, kind: str) -> Tensor:

@@ -88,7 +88,7 @@ def tensor_types(tensors: Iterable[tuple[str, tuple[int, ...]]], mixture: Mixtur
             continue
         wanted = _asked_for(name, shape, mixture, state.tied)
         if wanted is None or ours:
-            types[name] = _shorter(state.choose(name, shape[-1]), shape[-1])
+            types[name] = _shorter(state.choose(name), shape[-1])
         if wanted is not None:
             types[name] = wanted
         elif name.endswith(raised) and TYPES[types[name]].bits < TYPES["Q8_0"].bits:
@@ -130,14 +130,14 @@ class _State:
         self.count = {"attn_v": roles.count("attn_v"), "ffn_down": mixture.layers}
         self.seen = {"attn_v": 0, "ffn_down": 0}
 
-    def choose(self, name: str, width: int) -> str:
-        """The type by the rules alone, whether or not its block divides `width`."""
+    def choose(self, name: str) -> str:
+        """The type by the rules alone, whether or not its block divides the tensor's rows."""
         role, file_type = _role(name), self.mixture.file_type
         default = _default(file_type)
         if default in _FLOATS:
             return default
         if role == "output" or (role == "embedding" and self.tied):
-            return "Q8_0" if default == "Q8_0" or not TYPES[default].fits(width) else "Q6_K"
+            return default if default == "Q8_0" else "Q6_K"
         if role == "attn_output":
             return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(file_type, default)
         if role not in self.seen:

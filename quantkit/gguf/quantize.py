@@ -26,7 +26,7 @@ from quantkit.errors import QuantkitError
 from quantkit.fold import fold
 from quantkit.formats.gguf.container import GgufWriter
 from quantkit.gather import Clock, Data, Progress, Statistics, check_statistics_folders, gather
-from quantkit.gguf.encode import Encoded, Knowledge, costs_of, encode
+from quantkit.gguf.encode import Encoded, Knowledge, encode
 from quantkit.gguf.imatrix import Imatrix, check, read_imatrix
 from quantkit.gguf.modelfile import modelfile
 from quantkit.gguf.names import Conversion, input_order, keep
@@ -200,7 +200,7 @@ class _Work:
         order = input_order(f"{block.prefix}{group.linears[0]}", self.plan.heads)
         if order is not None:
             gram = gram[order][:, order]
-        costs = costs_of(gram.diagonal())
+        costs = gram.diagonal()
         if self.options.solver == "imatrix":
             return Knowledge(costs), ()
         few = f"{inputs.tokens} calibration tokens for {group.in_features} channels: few"
@@ -220,7 +220,7 @@ class _Work:
         """What the importance matrix that was given says of a tensor's columns."""
         if self.imatrix is None or row.name not in self.imatrix.sums:
             return None
-        return Knowledge(costs_of(self.imatrix.mean_squares(row.name)).to(self.options.device))
+        return Knowledge(self.imatrix.mean_squares(row.name).to(self.options.device))
 
     # ---- the rest ----
 

@@ -137,7 +137,8 @@ def chat_templates(folder: Path) -> dict[str, str]:
     file = folder / "chat_template.jinja"
     named = read_json(folder / "tokenizer_config.json").get("chat_template")
     if file.exists():
-        found = {path.stem: path.read_text("utf-8") for path in (folder / "additional_chat_templates").glob("*.jinja")}
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        found = {path.stem: path.read_text("utf-8") for path in others}
         found["default"] = file.read_text("utf-8")
     elif isinstance(named, list):
         found = {str(entry["name"]): str(entry["template"]) for entry in named}

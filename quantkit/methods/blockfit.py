@@ -27,10 +27,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.formats.gguf.blocks import BlockGrid, Blocks, levels_of
+from quantkit.blockgrid import BlockGrid, Blocks, levels_of
 
 _PIECE = 1 << 18  # values that are looked at together
 _HALF_MAX = 65504.0
+_LEAST_COST = 1e-6  # of the mean
 _TINY = torch.finfo(torch.float32).tiny
 # a trial grid spans this many codes more or fewer than there are
 _TRIALS_OFFSET = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
@@ -46,6 +47,9 @@ def fit(weight: Tensor, grid: BlockGrid, costs: Tensor | None = None, workers: i
 
     workers: threads that share the rows; more than one serves where torch itself runs on one (`one_thread_each`).
     """
+    if costs is not None:
+        mean = float(costs.mean())  # a channel that carried nothing is rounded all the same
+        costs = costs.clamp(min=_LEAST_COST * mean) if mean > 0 else torch.ones_like(costs)
     pieces = weight.split(max(1, _PIECE // weight.shape[1]))
     if workers == 1 or len(pieces) == 1:
         return join([_fit(piece.float(), grid, costs) for piece in pieces])
@@ -106,7 +110,7 @@ def _fit(weight: Tensor, grid: BlockGrid, costs: Tensor | None) -> Blocks:
         found_codes, found_lost = _nearest(values, weights, found, grid)
         better = found_lost < lost
         lost, best = torch.where(better, found_lost, lost), best.where(better, found)
-        codes = torch.where(better.repeat_interleave(grid.type.block // grid.run), found_codes, codes)
+        codes = torch.where(better.repeat_interleave(grid.block // grid.run), found_codes, codes)
     d, scales, dmin, mins = best.d, best.scales, best.dmin, best.mins
     return Blocks(
         grid,
@@ -160,15 +164,14 @@ def _least_squares(
     determinant = total * sum_qq - sum_q * sum_q
     sound = determinant > 1e-6 * total * sum_qq
     determinant = torch.where(sound, determinant, 1.0)
-    alone = sum_qx / sum_qq.clamp(min=_TINY)
-    steps = torch.where(sound, (total * sum_qx - sum_q * sum_x) / determinant, alone)
-    offsets = torch.where(sound, (sum_q * sum_qx - sum_qq * sum_x) / determinant, 0.0)
+    steps = (total * sum_qx - sum_q * sum_x) / determinant
+    offsets = (sum_q * sum_qx - sum_qq * sum_x) / determinant
+    # codes that are all alike say nothing of the step: the offset alone
+    steps, offsets = torch.where(sound, steps, 0.0), torch.where(sound, offsets, -sum_x / total.clamp(min=_TINY))
     if free:
-        # codes that are all alike say nothing of the step: the offset alone
-        same = ~sound
-        return torch.where(same, 0.0, steps), torch.where(same, -sum_x / total.clamp(min=_TINY), offsets)
+        return steps, offsets
     negative = offsets < 0
-    return torch.where(negative, alone, steps), torch.where(negative, 0.0, offsets)
+    return torch.where(negative, sum_qx / sum_qq.clamp(min=_TINY), steps), offsets.clamp(min=0)
 
 
 def _fit_centred(values: Tensor, weights: Tensor | None, grid: BlockGrid) -> _Runs:
@@ -237,7 +240,7 @@ def _to_integers(runs: _Runs, grid: BlockGrid) -> tuple[Tensor, Tensor | None, T
     """d float16 [blocks], scales [blocks, runs], dmin, mins likewise; None for what the type has not."""
     if grid.scales is None:
         return _half(runs.steps), None, None if runs.offsets is None else _half(runs.offsets), None
-    per_block = grid.type.block // grid.run
+    per_block = grid.block // grid.run
     steps, curve = runs.steps.view(-1, per_block), runs.curve.view(-1, per_block)
     d, scales = _best_end(steps, curve, *grid.scales)
     if runs.offsets is None:

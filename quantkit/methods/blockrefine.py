@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantkit.formats.gguf.blocks import BlockGrid, Blocks, levels_of
+from quantkit.blockgrid import BlockGrid, Blocks, levels_of
 from quantkit.methods.blockfit import fit, level_table, look_up
 from quantkit.methods.refine import descend_codes
 from quantkit.methods.solver import Factor, best_rows, feedback
@@ -60,12 +60,16 @@ class BlockLattice:
 def refine_blocks(weight: Tensor, gram: Tensor, factor: Factor, grid: BlockGrid) -> Blocks:
     """``weight`` float32 [out, in] as integers of ``grid`` for inputs with Gram matrix ``gram`` [in, in].
 
-    No row's loss is above that of the nearest codes weighted by ``diag(H)``.
+    No row's loss, under H with the factor's damping, is above that of the nearest codes weighted by ``diag(H)``.
     """
-    plain = fit(weight, grid, gram.diagonal().clamp(min=_TINY))
+    plain = fit(weight, grid, gram.diagonal())
     start = fit(weight, grid, factor.costs)
     solved = replace(start, codes=feedback(weight, factor, BlockLattice(start)))
-    return descend_blocks(weight, gram, best_rows(weight, gram, [plain, start, solved]))
+    # the ridge that the factor has: where nothing was seen, the weight is what it was
+    mean = float(gram.diagonal().mean())
+    ridge = gram.clone()
+    ridge.diagonal().add_(factor.damping * mean if mean > 0 else 1.0)
+    return descend_blocks(weight, ridge, best_rows(weight, ridge, [plain, start, solved]))
 
 
 def descend_blocks(weight: Tensor, gram: Tensor, start: Blocks) -> Blocks:
@@ -110,7 +114,7 @@ class _Work:
         """Every integer scale and min, run after run."""
         if self.grid.scales is None or self.scales is None:
             return
-        per_block, size = self.grid.type.block // self.grid.run, self.grid.run
+        per_block, size = self.grid.block // self.grid.run, self.grid.run
         for run in range(self.scales.shape[1]):
             part, block = slice(run * size, (run + 1) * size), run // per_block
             unit = levels_of(self.codes[:, part], self.grid) * self.d[:, block : block + 1]
@@ -122,7 +126,7 @@ class _Work:
 
     def fit_ends(self) -> None:
         """Every d and dmin, block after block."""
-        size = self.grid.type.block
+        size = self.grid.block
         per_block = size // self.grid.run
         for block in range(self.d.shape[1]):
             part, runs = slice(block * size, (block + 1) * size), slice(block * per_block, (block + 1) * per_block)

@@ -87,7 +87,8 @@ def ask_server(task: Task, url: str, tick: Tick, *, api_key: str | None = None, 
 
 
 def gguf_files(target: Target) -> tuple[Path, Path | None]:
-    """The text model and the mmproj file of a target; raises `QuantkitError` where they cannot be told."""
+    """The text model and the mmproj file of a target, which is the only one beside it unless it is named; raises
+    `QuantkitError` where they cannot be told."""
     model, mmproj = target.path, target.mmproj
     if model.is_dir():
         files = sorted(model.glob("*.gguf"))
@@ -99,6 +100,9 @@ def gguf_files(target: Target) -> tuple[Path, Path | None]:
             names = ", ".join(file.name for file in files) or "no .gguf file"
             raise QuantkitError(f"{model}: expected one text model and one mmproj*.gguf, found {names}; give the file")
         model, mmproj = texts[0], mmproj or next(iter(others), None)
+    elif mmproj is None and model.is_file():
+        beside = sorted(model.parent.glob("mmproj*.gguf"))
+        mmproj = beside[0] if len(beside) == 1 else None
     for file in (model, mmproj):
         if file is not None and not file.is_file():
             raise QuantkitError(f"{file}: no such file")

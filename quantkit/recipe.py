@@ -370,6 +370,8 @@ class GgufOptions(StatisticsOptions):
             raise QuantkitError(f"--name {self.name!r}: use letters, digits, dots, dashes and underscores")
         if self.imatrix is not None and (self.stats is not None or self.save_stats is not None):
             raise QuantkitError("--imatrix: takes the place of calibration; leave out --stats and --save-stats")
+        if self.imatrix is not None and self.solver == "rtn":
+            raise QuantkitError("--solver rtn: looks at no data; leave out --imatrix")
 
     @property
     def method(self) -> str:

@@ -39,6 +39,11 @@ class Variant:
         return sum(file.nbytes for file in self.files)
 
     @property
+    def quantizes(self) -> bool:
+        """Whether it holds integers."""
+        return bool(set(self.types.values()) - set(FLOATS))
+
+    @property
     def bits_per_weight(self) -> float:
         """Of all tensors, the file's metadata left out."""
         values = sum(prod(row.shape) for row in self.tensors)
@@ -65,7 +70,7 @@ class GgufPlan:
 
     @property
     def quantizes(self) -> bool:
-        return any(set(variant.types.values()) - set(FLOATS) for variant in self.texts)
+        return any(variant.quantizes for variant in self.texts)
 
 
 def plan_gguf(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:

@@ -152,15 +152,18 @@ class _Work:
     def write_block(self, block: Block, statistics: BlockStatistics | None) -> None:
         """Scale, round and write one block."""
         tensors = load_block(self.checkpoint, block, self.options.device)
+        for name, tensor in tensors.items():  # files without integers hold the weights as they are
+            self._write(self.rows[block.prefix + name], tensor, quantized=False)
+        if not self.plan.quantizes:
+            return
         columns = self._scale(tensors, block, statistics) if statistics is not None else {}
         for group in block.groups:
-            names = [*group.linears, *group.passengers]
             known, notes = self._known(block, group, statistics, columns.get(group.name))
-            for name in names:
+            for name in (*group.linears, *group.passengers):
                 row = self.rows[f"{block.prefix}{name}.weight"]
-                self._write(row, tensors.pop(f"{name}.weight"), known or self._of_matrix(row), notes)
+                self._write(row, tensors.pop(f"{name}.weight"), True, known or self._of_matrix(row), notes)
         for name, tensor in tensors.items():
-            self._write(self.rows[block.prefix + name], tensor)
+            self._write(self.rows[block.prefix + name], tensor, quantized=True)
 
     def _scale(self, tensors: dict[str, Tensor], block: Block, statistics: BlockStatistics) -> dict[str, Tensor]:
         """Fold AWQ's scales into ``tensors``; the scale of each group's input columns that got one."""
@@ -200,7 +203,7 @@ class _Work:
         order = input_order(f"{block.prefix}{group.linears[0]}", self.plan.heads)
         if order is not None:
             gram = gram[order][:, order]
-        costs = gram.diagonal()
+        costs = gram.diagonal() / inputs.tokens
         if self.options.solver == "imatrix":
             return Knowledge(costs), ()
         few = f"{inputs.tokens} calibration tokens for {group.in_features} channels: few"
@@ -230,7 +233,8 @@ class _Work:
         for row in self.plan.texts[0].tensors:
             if not row.source.startswith(prefixes):
                 tensor = self.checkpoint.load(row.source, check_finite=True)
-                self._write(row, tensor, self._of_matrix(row))
+                self._write(row, tensor, False)
+                self._write(row, tensor, True, self._of_matrix(row))
 
     def write_vision(self) -> None:
         """Every mmproj file."""
@@ -240,11 +244,17 @@ class _Work:
                 writer.add(row.name, encode(row.name, _matrix(tensor), variant.types[row.name]).data)
 
     def _write(
-        self, row: Conversion, tensor: Tensor, known: Knowledge | None = None, notes: tuple[str, ...] = ()
+        self,
+        row: Conversion,
+        tensor: Tensor,
+        quantized: bool,
+        known: Knowledge | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        """One tensor into every text file, rounded once for each type."""
-        for kind in dict.fromkeys(variant.types[row.name] for variant in self.plan.texts):
-            takers = [(variant, writer) for variant, writer in self.texts if variant.types[row.name] == kind]
+        """One tensor into every text file that holds integers, or every one that holds none; once for each type."""
+        texts = [(variant, writer) for variant, writer in self.texts if variant.quantizes == quantized]
+        for kind in dict.fromkeys(variant.types[row.name] for variant, _ in texts):
+            takers = [(variant, writer) for variant, writer in texts if variant.types[row.name] == kind]
             error = float("nan")
             for part in self._encoded(row, tensor, kind, known):
                 error = part.error

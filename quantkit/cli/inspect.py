@@ -1,4 +1,4 @@
-"""`quantkit inspect`: what a checkpoint holds, layer by layer, from its headers."""
+"""`quantkit inspect`: what a checkpoint or a GGUF file holds, layer by layer, from its headers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from quantkit.cli.shared import console, escape, megabytes
 from quantkit.errors import QuantkitError
 
 if TYPE_CHECKING:
-    from quantkit.integrity.inventory import Inventory, Row
+    from quantkit.gguf.inventory import Budget, GgufInventory
+    from quantkit.integrity.inventory import Inventory, Part, Row
 
 HEADINGS = ("linear", "layers", "layout", "bits", "group", "shape", "MB", "bits a weight")
 SHORT = {"compressed-tensors": "compressed", "bitsandbytes": "bnb"}
@@ -23,10 +24,13 @@ _NAMED = 6  # kept linears and notes to print before a count takes over
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="A folder, a hub id, or tiny.", metavar="DIR")],
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, tiny, or a .gguf file.", metavar="DIR")],
     layers: Annotated[bool, typer.Option("--layers", help="A line for every layer's linear.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all of it as JSON to this file; - for the terminal.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Positions that a GGUF file's memory is for. (default: 4096)", min=1, max=1 << 32)
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     token: Annotated[
@@ -36,20 +40,40 @@ def inspect(
     """Show what is quantized, and how: bits, group, size of every linear, what stayed as it is, and who made it.
 
     Reads headers only. Takes AWQ, GPTQ, compressed-tensors, bitsandbytes and unquantized checkpoints, whoever made
-    them. Whether the numbers in them are right is what `quantkit verify` says.
+    them, and GGUF files (one, the first of a split set, or a folder of them) with the memory they take on a device.
+    Whether the numbers in them are right is what `quantkit verify` says.
     """
+    if _is_gguf(model):
+        _inspect_gguf(Path(model).expanduser(), layers, json_file, context)
+        return
+    if context is not None:
+        raise QuantkitError(f"--context: is for GGUF files, and {model} is none; leave it out")
     from quantkit.checkpoint import open_checkpoint
     from quantkit.integrity.inventory import take_inventory
 
     found = take_inventory(open_checkpoint(model, revision, token, verify_checksums=False))
     if json_file is not None:
-        _write(found, json_file)
+        _write(_content(found), json_file)
     if json_file is None or str(json_file) != "-":
         _print(found, layers)
 
 
-def _write(found: Inventory, target: Path) -> None:
-    text = json.dumps(_content(found), indent=2, ensure_ascii=False)
+def _is_gguf(model: str) -> bool:
+    """Whether it names a GGUF file, by its end or its first bytes (Ollama's have no end), or a folder of them."""
+    path = Path(model).expanduser()
+    try:
+        if path.is_dir():
+            return not (path / "config.json").exists() and any(path.glob("*.gguf"))
+        if path.is_file() and path.suffix != ".gguf":
+            with path.open("rb") as file:
+                return file.read(4) == b"GGUF"
+    except OSError:  # whoever opens it says what is wrong
+        return False
+    return path.suffix == ".gguf"
+
+
+def _write(content: dict[str, Any], target: Path) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False)
     if str(target) == "-":
         typer.echo(text)
         return
@@ -89,19 +113,31 @@ def _rounded(value: float | None) -> float | None:
 
 
 def _print(found: Inventory, layers: bool) -> None:
+    _print_linears(f"{found.name}: {found.method or 'not quantized'}", found, layers)
+    _print_rest("what stayed as it is", found.rest)
+    _print_end(found)
+
+
+def _print_linears(title: str, found: Inventory, layers: bool) -> None:
     from quantkit.integrity.inventory import grouped
 
-    table = _table(f"{found.name}: {found.method or 'not quantized'}", HEADINGS)
+    table = _table(title, HEADINGS)
     groups = [(row, [row]) for row in found.linears] if layers else grouped(found.linears)
     for row, members in groups:
         table.add_row(*_cells(row, members))
     console.print(table)
     console.print()
-    rest = _table("what stayed as it is", ("part", "tensors", "dtype", "MB"))
-    for part in found.rest:
-        rest.add_row(part.what, str(part.tensors), "/".join(part.dtypes), f"{part.bytes / 1e6:.2f}")
+
+
+def _print_rest(title: str, parts: list[Part]) -> None:
+    rest = _table(title, ("part", "tensors", "dtype", "MB"))
+    for part in parts:
+        rest.add_row(escape(part.what), str(part.tensors), "/".join(part.dtypes), f"{part.bytes / 1e6:.2f}")
     console.print(rest)
     console.print()
+
+
+def _print_end(found: Inventory) -> None:
     if found.kept and found.bits_per_quantized_weight is not None:
         _line(f"kept: {_some(found.kept)}")
     _print_totals(found)
@@ -186,3 +222,74 @@ def _some(names: list[str]) -> str:
 
 def _line(text: str) -> None:
     console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+# ---- GGUF ---------------------------------------------------------------------------------------------------------
+
+
+def _inspect_gguf(path: Path, layers: bool, json_file: Path | None, context: int | None) -> None:
+    from quantkit.gguf.inventory import CONTEXT, budgets, gguf_paths, take_gguf_inventory
+
+    found = [take_gguf_inventory(file) for file in gguf_paths(path)]
+    memory = budgets(found, path, context or CONTEXT)
+    if json_file is not None:
+        files = [_gguf_content(one, memory.get(one.name)) for one in found]
+        _write({"name": path.name, "files": files} if path.is_dir() else files[0], json_file)
+    if json_file is not None and str(json_file) == "-":
+        return
+    for one in found:
+        _print_gguf(one, layers)
+        if one.name in memory:
+            _print_budget(one, memory[one.name])
+        elif one.facts.kind == "model":
+            _line(f"memory: not known for {one.facts.architecture or 'a file that names no architecture'}")
+        console.print()
+
+
+def _gguf_content(found: GgufInventory, memory: Budget | None) -> dict[str, Any]:
+    budget = None if memory is None else asdict(memory) | {"total": memory.total}
+    return _content(found) | {"gguf": asdict(found.facts), "memory": budget}
+
+
+def _print_gguf(found: GgufInventory, layers: bool) -> None:
+    facts = found.facts
+    _print_linears(f"{found.name}: {facts.file_type or facts.kind}", found, layers)
+    _print_rest("beside these linears", found.singly() if layers else found.rest)
+    mode = f", {facts.downsample_mode}" if facts.downsample_mode else ""
+    said = {
+        "architecture": facts.architecture,
+        "name": facts.name,
+        "projector": f"{facts.projector}{mode}" if facts.projector else None,
+        "context": facts.context_length,
+        "vocabulary": facts.vocabulary,
+        "files": facts.files if facts.files > 1 else None,
+    }
+    _line("; ".join(f"{what} {value}" for what, value in said.items() if value is not None))
+    _print_end(found)
+
+
+def _print_budget(found: GgufInventory, memory: Budget) -> None:
+    console.print()
+    table = _table(f"memory at {memory.context} positions", ("part", "MB"))
+    for need in (*memory.needs, None):
+        size = memory.total if need is None else need.bytes
+        table.add_row("total" if need is None else escape(need.what), "?" if size is None else f"{size / 1e6:.1f}")
+    console.print(table)
+    console.print()
+    _line("memory: of llama.cpp with one conversation; the program around it is not counted")
+    whole = memory.total_with_all_logits
+    if whole is not None and memory.all_logits is not None and whole != memory.total:
+        _line(
+            "with room for the logits of a whole batch (llama.h's default n_outputs_max): compute buffers for text of "
+            f"{megabytes(memory.all_logits)}, {megabytes(whole)} in all"
+        )
+    if memory.copies:
+        _line(
+            f"on an ARM CPU: {megabytes(memory.copies)} of the weights are kept in the kernels' order as well; "
+            "the system can drop the file's pages of these"
+        )
+    if memory.missing:
+        _line(f"not known: the file does not say {', '.join(memory.missing)}")
+    trained = found.facts.context_length
+    if found.facts.kind != "mmproj" and trained is not None and memory.context > trained:
+        _line(f"note: the model was trained on {trained} positions")

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.blockgrid import GRIDS
+from quantkit.blockgrid import GRIDS, Blocks
+from quantkit.checkpoint import is_finite
 from quantkit.errors import QuantkitError
 from quantkit.formats.gguf.blocks import pack
-from quantkit.methods.blockfit import fit, one_thread_each
+from quantkit.methods.blockfit import fit_pieces, one_thread_each
 from quantkit.methods.blockrefine import refine_blocks
 from quantkit.methods.loss import relative_error
 from quantkit.methods.solver import Factor
@@ -36,28 +37,33 @@ class Encoded:
     error: float = float("nan")
 
 
-def encode(name: str, weight: Tensor, kind: str, known: Knowledge | None = None) -> Encoded:
-    """``weight`` [rows, width] in the type ``kind``; QuantkitError, the tensor named, for what does not fit F16."""
+def encode(name: str, weight: Tensor, kind: str, known: Knowledge | None = None, workers: int = 1) -> Encoded:
+    """``weight`` [rows, width] in the type ``kind``, by ``workers`` threads where rows are rounded one by one.
+
+    Raises QuantkitError, the tensor named, for what does not fit float16.
+    """
     if kind in _FLOATS:
         return Encoded(_floats(name, weight, kind))
     grid = GRIDS[kind]
     if known is None or known.gram is None or known.factor is None:
-        with one_thread_each() as workers:
-            blocks = fit(weight, grid, None if known is None else known.costs, workers)
-    else:
-        blocks = refine_blocks(weight.float(), known.gram, known.factor, grid)
-    if not (blocks.d.isfinite().all() and (blocks.dmin is None or blocks.dmin.isfinite().all())):
+        with one_thread_each():
+            costs = None if known is None else known.costs
+            pieces = fit_pieces(weight, grid, lambda blocks: _packed(name, blocks), costs, workers)
+            return Encoded(torch.cat(pieces))
+    blocks = refine_blocks(weight.float(), known.gram, known.factor, grid)
+    return Encoded(_packed(name, blocks), relative_error(blocks.dequantize(), weight.float(), known.gram))
+
+
+def _packed(name: str, blocks: Blocks) -> Tensor:
+    if not (is_finite(blocks.d) and (blocks.dmin is None or is_finite(blocks.dmin))):
         raise QuantkitError(
-            f"{name}: its values overflow the float16 scales of {kind}; keep it: --tensor-type {name}=F32"
+            f"{name}: its values overflow the float16 scales of {blocks.grid.name}; keep it: --tensor-type {name}=F32"
         )
-    error = float("nan")
-    if known is not None and known.gram is not None:
-        error = relative_error(blocks.dequantize(), weight.float(), known.gram)
-    return Encoded(pack(blocks).cpu(), error)
+    return pack(blocks).cpu()
 
 
 def _floats(name: str, weight: Tensor, kind: str) -> Tensor:
     stored = weight.to(_FLOATS[kind])
-    if kind == "F16" and not torch.isfinite(stored).all():
+    if kind == "F16" and not is_finite(stored):
         raise QuantkitError(f"{name}: its values overflow float16; use BF16 or F32 (--tensor-type {name}=BF16)")
     return stored.flatten().view(torch.uint8).cpu()

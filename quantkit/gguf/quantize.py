@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from quantkit.blockwise import LEAST_TOKENS
@@ -33,6 +34,7 @@ from quantkit.gguf.names import Conversion, input_order, keep
 from quantkit.gguf.plan import FLOATS, GgufPlan, plan_gguf
 from quantkit.grid import GridSpec
 from quantkit.methods import METHODS
+from quantkit.methods.blockfit import one_thread_each
 from quantkit.methods.solver import Factor, factorise
 from quantkit.output import atomic_output, check_target, require_free_space
 from quantkit.plan import plain_dtype
@@ -98,8 +100,11 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
         clock.lap("prepare")
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
         with ExitStack() as stack:
+            workers = torch.get_num_threads()
+            if outcome.data is None:  # nothing but rounding, which shares rows and not operations
+                stack.enter_context(one_thread_each())
             writers = [stack.enter_context(GgufWriter(folder, variant.files)) for variant in plan.variants]
-            work = _Work(checkpoint, plan, options, imatrix, writers, outcome)
+            work = _Work(checkpoint, plan, options, imatrix, writers, outcome, workers)
             statistics = Statistics(checkpoint, plan.map, outcome.data, options, dtype, progress)
             for block, found in zip(plan.map.blocks, statistics, strict=True):
                 clock.lap("statistics")
@@ -140,9 +145,10 @@ class _Work:
         imatrix: Imatrix | None,
         writers: list[GgufWriter],
         outcome: GgufOutcome,
+        workers: int,
     ) -> None:
         self.checkpoint, self.plan, self.options, self.imatrix = checkpoint, plan, options, imatrix
-        self.outcome = outcome
+        self.outcome, self.workers = outcome, workers
         self.texts = list(zip(plan.texts, writers[: len(plan.texts)], strict=True))
         self.visions = list(zip(plan.visions, writers[len(plan.texts) :], strict=True))
         self.rows = {row.source: row for row in plan.texts[0].tensors}
@@ -241,7 +247,8 @@ class _Work:
         for variant, writer in self.visions:
             for row in variant.tensors:
                 tensor = row.transform(self.checkpoint.load(row.source, check_finite=True), self.plan.heads)
-                writer.add(row.name, encode(row.name, _matrix(tensor), variant.types[row.name]).data)
+                found = encode(row.name, _matrix(tensor), variant.types[row.name], workers=self.workers)
+                writer.add(row.name, found.data)
 
     def _write(
         self,
@@ -267,10 +274,10 @@ class _Work:
         """A tensor's bytes, in pieces where it is a large table without a Gram matrix."""
         if row.transform is keep and tensor.numel() > _ROWS and (known is None or known.gram is None):
             for piece in tensor.split(max(1, _ROWS // tensor.shape[-1])):
-                yield encode(row.name, piece.to(self.options.device).float(), kind, known)
+                yield encode(row.name, piece.to(self.options.device).float(), kind, known, self.workers)
         else:
             found = row.transform(tensor.to(self.options.device).float(), self.plan.heads)
-            yield encode(row.name, _matrix(found), kind, known)
+            yield encode(row.name, _matrix(found), kind, known, self.workers)
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -355,6 +355,15 @@ class GgufOptions(StatisticsOptions):
     tensor_type: tuple[str, ...] = option(
         (), "PATTERN=TYPE, such as ssm_out=Q8_0: these tensors get that type. May be repeated.", GRID
     )
+    budget: str | None = option(
+        None,
+        "Mixed types: bits a weight of the language model's linears (4.5bpw), or the size of the text file (500MB); "
+        "what each would lose decides its type. --type says what all else is.",
+        GRID,
+    )
+    budget_types: str | None = option(
+        None, "Types that --budget chooses from. (default: Q3_K,Q4_K,Q5_K,Q6_K,Q8_0)", GRID
+    )
     token_embedding_type: str | None = option(None, "Type of the embedding.", GRID)
     output_type: str | None = option(None, "Type of the head, or of the embedding where they are tied.", GRID)
     split_max_size: str | None = option(
@@ -372,6 +381,12 @@ class GgufOptions(StatisticsOptions):
             raise QuantkitError("--imatrix: takes the place of calibration; leave out --stats and --save-stats")
         if self.imatrix is not None and self.solver == "rtn":
             raise QuantkitError("--solver rtn: looks at no data; leave out --imatrix")
+        if self.budget is None and self.budget_types is not None:
+            raise QuantkitError("--budget-types: is what --budget chooses from; add --budget")
+        if self.budget is not None:
+            parse_budget(self.budget)
+            if self.solver == "rtn" or self.imatrix is not None:
+                raise QuantkitError("--budget: needs what each layer loses; leave out --solver rtn and --imatrix")
 
     @property
     def method(self) -> str:

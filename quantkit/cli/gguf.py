@@ -109,6 +109,13 @@ def _print_outcome(outcome: GgufOutcome, options: GgufOptions) -> None:
     for note, names in notes.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"[yellow]note:[/] {names[0]}{others}: {escape(note)}", highlight=False, soft_wrap=True)
+    if outcome.spent is not None:
+        spent = outcome.spent
+        console.print(
+            f"budget {spent.asked}: {spent.bits_per_weight:.2f} bits a weight; {spent.expected_loss:.2g} nats a token "
+            "foretold of error feedback alone",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if outcome.data is not None:
         console.print(
             f"calibrated on {len(outcome.data.samples)} conversations, {outcome.data.tokens} tokens", highlight=False

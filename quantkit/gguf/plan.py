@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -11,7 +12,7 @@ from quantkit.errors import QuantkitError
 from quantkit.formats.gguf.container import FilePlan, TensorInfo, plan_files
 from quantkit.formats.gguf.types import FILE_TYPES, TYPES
 from quantkit.gguf.metadata import model_name, text_metadata, vision_metadata
-from quantkit.gguf.mixture import Mixture, parse_override, tensor_types, type_name
+from quantkit.gguf.mixture import PRESETS, Mixture, parse_override, tensor_types, type_name
 from quantkit.gguf.names import Conversion, Heads, text_tensors, vision_tensors, vision_type
 from quantkit.gguf.tokenizer import tokenizer_metadata
 from quantkit.model import ModelMap
@@ -73,15 +74,15 @@ class GgufPlan:
         return any(variant.quantizes for variant in self.texts)
 
 
-def plan_gguf(checkpoint: Checkpoint, options: GgufOptions) -> GgufPlan:
-    """Check the options against the checkpoint and lay out every file.
+def plan_gguf(checkpoint: Checkpoint, options: GgufOptions, chosen: Mapping[str, str] | None = None) -> GgufPlan:
+    """Check the options against the checkpoint and lay out every file. chosen: types by tensor, where a budget decided.
 
     Raises QuantkitError for another architecture, an already quantized model, a tokenizer that llama.cpp does not know,
     a type that does not exist or that a tensor cannot take, and a pattern that matches nothing.
     """
     model_map = source_map(checkpoint)
     name = options.name or model_name(checkpoint)
-    texts = tuple(_text(checkpoint, model_map, options, name, kind) for kind in file_types(options))
+    texts = tuple(_text(checkpoint, model_map, options, name, kind, chosen or {}) for kind in file_types(options))
     modes = ("16x", "4x") if options.downsample_mode == "both" else (options.downsample_mode,)
     visions = () if options.mmproj_type == "none" else tuple(_vision(checkpoint, options, name, mode) for mode in modes)
     heads = Heads.of(checkpoint.config, checkpoint.name)
@@ -96,16 +97,37 @@ def file_types(options: GgufOptions) -> tuple[str, ...]:
             raise QuantkitError(f"--type {kind}: quantkit writes no such file; choose one of {', '.join(FILE_TYPES)}")
     if not kinds:
         raise QuantkitError("--type: name at least one, such as Q4_K_M")
+    if options.budget is not None and (len(kinds) > 1 or kinds[0] in FLOATS):
+        raise QuantkitError("--budget: fills one file, whose --type says what all else in it is; name one, not a float")
     return kinds
 
 
-def _text(checkpoint: Checkpoint, model_map: ModelMap, options: GgufOptions, name: str, kind: str) -> Variant:
+def fixed_names(variant: Variant, options: GgufOptions) -> set[str]:
+    """The tensors whose type was asked for, or is a preset's."""
+    patterns = [parse_override(text)[0] for text in options.tensor_type]
+    raised = PRESETS[options.preset] if options.preset else ()
+    return {
+        row.name
+        for row in variant.tensors
+        if row.name.endswith(raised) or any(re.search(pattern, row.name, re.IGNORECASE) for pattern in patterns)
+    }
+
+
+def _text(
+    checkpoint: Checkpoint,
+    model_map: ModelMap,
+    options: GgufOptions,
+    name: str,
+    kind: str,
+    chosen: Mapping[str, str],
+) -> Variant:
     tensors = tuple(text_tensors(checkpoint))
     mixture = _mixture(checkpoint, model_map, options, kind)
-    types = tensor_types([(row.name, row.shape) for row in tensors], mixture)
+    types = {**tensor_types([(row.name, row.shape) for row in tensors], mixture), **chosen}
     parameters = sum(prod(row.shape) for row in tensors)
     metadata = text_metadata(checkpoint, kind, parameters) | tokenizer_metadata(checkpoint)
-    return _variant(f"{name}-{kind}.gguf", kind, tensors, types, metadata, options)
+    budget = f"-{options.budget}" if options.budget else ""
+    return _variant(f"{name}-{kind}{budget}.gguf", kind, tensors, types, metadata, options)
 
 
 def _mixture(checkpoint: Checkpoint, model_map: ModelMap, options: GgufOptions, kind: str) -> Mixture:

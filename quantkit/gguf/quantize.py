@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from quantkit.errors import QuantkitError
 from quantkit.fold import fold
 from quantkit.formats.gguf.container import GgufWriter
 from quantkit.gather import Clock, Data, Progress, Statistics, check_statistics_folders, gather
+from quantkit.gguf.budget import Spent, check_budget, spend
 from quantkit.gguf.encode import Encoded, Knowledge, encode
 from quantkit.gguf.imatrix import Imatrix, check, read_imatrix
 from quantkit.gguf.modelfile import modelfile
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCALE_GRID = GridSpec(4, 32)  # what scales are searched on, whatever the types
+_STATISTICS = ".statistics"  # kept while a budget is spent
 _ROWS = 1 << 24  # values of a large table that are converted at once
 
 
@@ -73,6 +76,7 @@ class GgufOutcome:
     rows: list[TensorRow] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     data: Data | None = None
+    spent: Spent | None = None  # where a budget chose the types
     scaled: int = 0  # inputs whose linears were scaled
     inputs: int = 0
 
@@ -93,12 +97,22 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
     require_free_space(target, plan.nbytes)
     imatrix = None if options.imatrix is None else _read_matrix(options.imatrix.expanduser(), plan)
     outcome = GgufOutcome(options.model, target, plan)
+    if options.budget is not None:
+        check_budget(plan, options)
     clock = Clock(outcome.seconds)
     dtype = plain_dtype(checkpoint, options)
     if plan.quantizes and options.solver != "rtn" and imatrix is None:
         outcome.data = gather(checkpoint, options, dtype, progress)
         clock.lap("prepare")
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
+        if options.budget is not None and outcome.data is not None:
+            kept = options.stats or options.save_stats or folder / _STATISTICS
+            if options.stats is None:
+                options = replace(options, save_stats=kept)
+            outcome.spent = spend(checkpoint, plan, options, outcome.data, progress)
+            options = replace(options, stats=kept, save_stats=None)
+            outcome.plan = plan = plan_gguf(checkpoint, options, outcome.spent.types)
+            clock.lap("budget")
         with ExitStack() as stack:
             workers = torch.get_num_threads()
             if outcome.data is None:  # nothing but rounding, which shares rows and not operations
@@ -116,6 +130,7 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
             work.write_vision()
             for writer in writers:
                 writer.finish()
+        shutil.rmtree(folder / _STATISTICS, ignore_errors=True)
         _write_modelfiles(checkpoint, plan, folder)
         _write_provenance(checkpoint, options, outcome, folder)
         clock.lap("write")
@@ -301,6 +316,13 @@ def _write_provenance(checkpoint: Checkpoint, options: GgufOptions, outcome: Ggu
     if options.imatrix is not None:
         path = options.imatrix.expanduser()
         content["imatrix"] = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if outcome.spent is not None:
+        spent = outcome.spent
+        content["budget"] = {
+            "asked": spent.asked,
+            "bits_per_weight": number(spent.bits_per_weight),
+            "expected_kl": number(spent.expected_loss),
+        }
     content["files"] = {
         file.name: {"type": variant.kind, "bits_per_weight": number(variant.bits_per_weight)}
         for variant in outcome.plan.variants

@@ -25,7 +25,9 @@ _NAMED = 6  # kept linears and notes to print before a count takes over
 
 def inspect(
     model: Annotated[str, typer.Argument(help="A folder, a hub id, tiny, or a .gguf file.", metavar="DIR")],
-    layers: Annotated[bool, typer.Option("--layers", help="A line for every layer's linear.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="A line for every layer's linear; of GGUF, every tensor.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all of it as JSON to this file; - for the terminal.")
     ] = None,

@@ -188,7 +188,7 @@ class _Work:
 
     def _scale(self, tensors: dict[str, Tensor], block: Block, statistics: BlockStatistics) -> dict[str, Tensor]:
         """Fold AWQ's scales into ``tensors``; the scale of each group's input columns that got one."""
-        if not self.options.scales or self.options.solver != "refine":
+        if not self.options.scales:
             return {}
         originals, found = dict(tensors), {}
         for group in block.groups:
@@ -197,7 +197,7 @@ class _Work:
             if inputs.tokens < LEAST_TOKENS or not self._quantizes(block, group):
                 continue
             weights = [originals[f"{name}.weight"] for name in group.linears]
-            factor = self._factor(block, group, inputs.gram)
+            factor = self._factor(block, group, inputs.gram) if self.options.solver == "refine" else None
             search = METHODS["awq"].find_scale(weights, inputs.gram, group.feeder, SCALE_GRID, factor)
             if search.scale is not None:
                 found[group.name] = fold(tensors, group, search.scale, inputs.gram.dtype)

@@ -39,7 +39,7 @@ from quantkit.calibration import build_from
 from quantkit.checkpoint import open_checkpoint
 from quantkit.formats.gguf.blocks import unpack
 from quantkit.formats.gguf.container import GgufFile
-from quantkit.gguf.names import keep, plus_one, text_tensors
+from quantkit.gguf.names import Heads, convolution, decay, plus_one, text_tensors
 from quantkit.gguf.quantize import quantize_gguf
 from quantkit.recipe import GgufOptions
 from quantkit.verify.report import environment
@@ -109,21 +109,26 @@ def cost(arguments: argparse.Namespace) -> None:
 
 
 def back(path: Path, model: str, out: Path) -> Path:
-    """A checkpoint in float32 of what a text file stands for; of models with as many value heads as key heads."""
+    """A checkpoint in float32 of what a text file stands for."""
     checkpoint, file = open_checkpoint(model), GgufFile(path)
+    heads = Heads.of(checkpoint.config)
     shutil.copytree(checkpoint.path, out)
     tensors = {name: tensor.float() for name, tensor in load_file(out / "model.safetensors").items()}
     for row in text_tensors(checkpoint):
         info = file.tensors[row.name]
-        if info.type.name == "F32" and row.transform not in (keep, plus_one):
+        if row.transform in (decay, convolution):
             continue  # never quantized nor scaled
         raw = torch.from_numpy(file.raw(row.name).copy())
         if info.type.name in _FLOATS:
             value = raw.view(_FLOATS[info.type.name]).float()
         else:
             value = unpack(raw.view(-1, info.type.row_bytes(info.shape[-1])), info.type.name).dequantize()
-        value = value.reshape(tensors[row.source].shape)
-        tensors[row.source] = value - 1 if row.transform is plus_one else value
+        if row.transform is plus_one:
+            tensors[row.source] = value.reshape(tensors[row.source].shape) - 1
+            continue
+        shape = tensors[row.source].shape
+        places = row.transform(torch.arange(shape.numel(), dtype=torch.float64).view(shape), heads).long()
+        tensors[row.source] = torch.empty(shape.numel()).scatter_(0, places.flatten(), value.flatten()).view(shape)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     (out / "SHA256SUMS").unlink(missing_ok=True)
     config = json.loads((out / "config.json").read_text()) | {"dtype": "float32"}

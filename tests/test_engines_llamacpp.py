@@ -1,8 +1,7 @@
-"""The engine `llama.cpp`: tiny's own GGUF under the real runtime agrees with the reference; a wrong one does not."""
+"""The engine `llama.cpp`: files of `quantkit gguf` under the runtime agree with the reference; wrong ones do not."""
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -10,39 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf_tiny
 import pytest
 import torch
+from gguf_judge import TEXTS, TINY, check_answers, divergences, make_task, reference, run, runtime, write
+from torch import Tensor
 
-from quantkit.calibration import PrepareOptions, load_conversations, load_processor, prepare
 from quantkit.errors import QuantkitError
+from quantkit.formats.gguf.container import GgufFile, GgufWriter, plan_files
+from quantkit.gguf import names, tokenizer
 from quantkit.verify.engines import llamacpp
-from quantkit.verify.engines.llamacpp import ask_server, gguf_files, run_llamacpp
+from quantkit.verify.engines.llamacpp import ask_server, gguf_files
 from quantkit.verify.engines.local import load_dequantized
-from quantkit.verify.forward import scored
-from quantkit.verify.task import NotRun, Observed, Target, Task, TopK
-
-TINY = Path(gguf_tiny.__file__).parent.parent / "quantkit" / "data" / "tiny"
-STOP_IDS = {1005, 1007}
-# of the held-out set: whole pictures, wide, tall and large ones in slices, two at once, frames of a video, text; both
-# languages. Answers in Chinese hold characters of several tokens.
-ONE, SLICES, TWO, FRAMES = (1, 2, 21, 27), (36, 72, 174, 12), (315, 322), (343, 345)
-TEXTS = (371, 372, 373, 374, 385, 403, 405, 377)
-ITEMS = (*ONE, *SLICES, *TWO, *FRAMES, *TEXTS)
-
-runtime = pytest.mark.skipif(
-    importlib.util.find_spec("xllamacpp") is None, reason="needs the package xllamacpp (llama.cpp in a wheel)"
-)
-
-
-def make_task(mode: str = "16x", items: tuple[int, ...] = ITEMS) -> Task:
-    """Some held-out items by number, in the set's order."""
-    wanted = {f"test-{number:04}" for number in items}
-    conversations = [item for item in load_conversations("heldout") if item.id in wanted]
-    processor = load_processor(TINY)
-    samples = prepare(conversations, processor, PrepareOptions(downsample_mode=mode))
-    places = [scored(sample, STOP_IDS) for sample in samples]
-    return Task(conversations, samples, places, processor, STOP_IDS, 1024, max_new_tokens=24)  # type: ignore[arg-type]
+from quantkit.verify.task import NotRun, Target, Task, TopK
 
 
 @pytest.fixture(scope="module")
@@ -56,75 +34,38 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
+def expected(model: Any, task: Task) -> list[Tensor]:
+    return reference(model, task)
+
+
+@pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny's text model and mmproj in float16."""
-    folder = tmp_path_factory.mktemp("gguf")
-    gguf_tiny.write_text(TINY, folder / "tiny-F16.gguf", "f16")
-    gguf_tiny.write_mmproj(TINY, folder / "mmproj-tiny-F16.gguf", "f16")
-    return folder
+    return write(tmp_path_factory.mktemp("gguf") / "tiny-GGUF")
 
 
-def run(task: Task, path: Path, **settings: Any) -> Observed:
-    return run_llamacpp(task, Target(path, timeout=60, **settings), lambda done: None)
+def text_file(out: Path, kind: str = "F16") -> Path:
+    """The text model alone, as `quantkit gguf` would write it now."""
+    return write(out, type=(kind,), mmproj_type="none") / f"tiny-{kind}.gguf"
 
 
-def reference(model: Any, task: Task, index: int) -> torch.Tensor:
-    """The reference's log-probabilities at an item's scored positions, [P, V]."""
-    sample = task.samples[index]
-    with torch.no_grad():
-        logits = model(**sample.inputs, downsample_mode=sample.downsample_mode).logits[0]
-    return logits[task.places[index].positions].log_softmax(-1)
-
-
-def divergences(model: Any, task: Task, observed: Observed) -> torch.Tensor:
-    """KL of every position that the engine gave; what lies outside its largest entries counts as one more token."""
-    found = []
-    for index, seen in enumerate(observed.predictions):
-        if not isinstance(seen, TopK):
-            continue
-        expected = reference(model, task, index)[seen.rows]
-        for row in range(len(seen.rows)):
-            kept = seen.ids[row] >= 0
-            theirs = seen.logp[row, kept].double()
-            ours = expected[row, seen.ids[row, kept]].double()
-            rest = [(1 - logp.exp().sum()).clamp_min(1e-12).log()[None] for logp in (ours, theirs)]
-            ours, theirs = (torch.cat(pair) for pair in zip((ours, theirs), rest, strict=True))
-            found.append((ours.exp() * (ours - theirs)).sum())
-    return torch.stack(found)
-
-
-# ---- the files ------------------------------------------------------------------------------------------------------
-
-
-def test_the_files_hold_every_tensor_of_the_checkpoint_once(files: Path) -> None:
-    gguf = pytest.importorskip("gguf", reason="needs the package gguf, another's reader of the format")
-    from safetensors import safe_open
-
-    with safe_open(TINY / "model.safetensors", "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, not a mapping
-    written = [tensor for name in files.iterdir() for tensor in gguf.GGUFReader(name).tensors]
-    assert len({tensor.name for tensor in written}) == len(written) == len(shapes)
-    assert sum(tensor.n_elements for tensor in written) == sum(torch.Size(s).numel() for s in shapes.values())
-    embedding = next(tensor for tensor in written if tensor.name == "token_embd.weight")
-    assert list(embedding.shape) == [256, 1024] and embedding.tensor_type.name == "F16"
-
-
-def test_value_heads_are_tiled() -> None:
-    """No checkpoint here has more value heads than key heads; larger ones do."""
-    heads = gguf_tiny.Heads(keys=2, values=6, key_dim=1, value_dim=2)
-    rows = torch.tensor([[key, value, row] for key in range(2) for value in range(3) for row in range(2)])
-    expected = torch.tensor([[key, value, row] for value in range(3) for key in range(2) for row in range(2)])
-    assert torch.equal(heads.tiled(rows), expected)
-    assert torch.equal(heads.tiled(rows.T, dim=1), expected.T)
-    queries = torch.full((4, 3), -1)
-    assert torch.equal(heads.tiled_tail(torch.cat([queries, rows])), torch.cat([queries, expected]))
+def without(path: Path, pattern: str, out: Path) -> Path:
+    """A copy of a file that lacks the tensors whose names match."""
+    file = GgufFile(path)
+    kept = [info for name, info in file.tensors.items() if not re.search(pattern, name)]
+    assert len(kept) < len(file.tensors)
+    with GgufWriter(out.parent, plan_files(out.name, file.metadata, kept)) as writer:
+        for info in kept:
+            writer.add(info.name, file.raw(info.name))
+        writer.finish()
+    return out
 
 
 # ---- the runtime ----------------------------------------------------------------------------------------------------
 
 
 @runtime
-def test_float16_agrees_with_the_reference(task: Task, model: Any, files: Path) -> None:
+def test_float16_agrees_with_the_reference(task: Task, expected: list[Tensor], files: Path) -> None:
     observed = run(task, files)
     assert not observed.left_out and all(isinstance(seen, TopK) for seen in observed.predictions)
     for place, seen in zip(task.places, observed.predictions, strict=True):
@@ -132,27 +73,20 @@ def test_float16_agrees_with_the_reference(task: Task, model: Any, files: Path) 
         known = torch.isfinite(seen.target_logp)
         position = (seen.ids == place.targets[place.answer][:, None]) & known[:, None]
         assert torch.equal(seen.logp[position], seen.target_logp[known])
-    measured = divergences(model, task, observed)
-    assert measured.mean() < 1e-5 and measured.max() < 1e-4 and measured.min() > -1e-4
-    for index, (answer, place) in enumerate(zip(observed.answers, task.places, strict=True)):
-        first = reference(model, task, index)[place.answer].argmax(-1)
-        same = first == place.targets[place.answer]
-        length = len(same) - 1 if same.all() else int(torch.nonzero(~same)[0]) + 1
-        assert answer.tokens[:length] == first[:length].tolist()
-        if same.all():
-            assert answer.finished and answer.text == task.decode(first[:-1].tolist())
+    measured = divergences(expected, observed)
+    assert measured.mean() < 5e-6 and measured.max() < 5e-5
+    assert check_answers(task, expected, observed) > 5
     assert {"llama.cpp", "xllamacpp"} <= observed.versions.keys() and "F16" in observed.kernel
 
 
 @runtime
-def test_the_other_downsample_mode(model: Any, tmp_path: Path) -> None:
+def test_the_mmproj_file_of_the_other_downsample_mode(model: Any, tmp_path: Path) -> None:
     task = make_task("4x", (1, 12, 371))
-    text = gguf_tiny.write_text(TINY, tmp_path / "tiny.gguf", "bf16")
-    gguf_tiny.write_mmproj(TINY, tmp_path / "mmproj-4x.gguf", "f32", mode="4x")
-    gguf_tiny.write_mmproj(TINY, tmp_path / "mmproj-16x.gguf", "f32")
-    observed = run(task, text, mmproj=tmp_path / "mmproj-4x.gguf")
-    assert not observed.left_out and divergences(model, task, observed).mean() < 1e-4
-    observed = run(task, text, mmproj=tmp_path / "mmproj-16x.gguf")
+    out = write(tmp_path / "out", downsample_mode="both")
+    text = out / "tiny-F16.gguf"
+    observed = run(task, text, mmproj=out / "mmproj-tiny-4x-F16.gguf")
+    assert not observed.left_out and divergences(reference(model, task), observed).mean() < 5e-6
+    observed = run(task, text, mmproj=out / "mmproj-tiny-F16.gguf")
     assert sorted(observed.left_out) == [0, 1] and "downsample mode" in observed.left_out[0]
     observed = run(task, text)
     assert sorted(observed.left_out) == [0, 1] and "no mmproj" in observed.left_out[0]
@@ -161,13 +95,25 @@ def test_the_other_downsample_mode(model: Any, tmp_path: Path) -> None:
 
 @runtime
 @pytest.mark.parametrize(
-    "name", ["layers.{n}.input_layernorm.weight", "layers.{n}.linear_attn.norm.weight", "layers.{n}.linear_attn.A_log"]
+    ("name", "wrong"),
+    [
+        ("layers.{n}.input_layernorm.weight", names.keep),
+        ("layers.{n}.linear_attn.norm.weight", names.plus_one),
+        ("layers.{n}.linear_attn.A_log", names.keep),
+    ],
 )
-def test_a_wrong_conversion_shows(name: str, task: Task, model: Any, files: Path, tmp_path: Path) -> None:
-    wrong = gguf_tiny.keep if name != "layers.{n}.linear_attn.norm.weight" else gguf_tiny.plus_one
-    text = gguf_tiny.write_text(TINY, tmp_path / "wrong.gguf", change={name: wrong})
-    observed = run(task, text, mmproj=files / "mmproj-tiny-F16.gguf")
-    measured = divergences(model, task, observed)
+def test_a_wrong_conversion_shows(
+    name: str,
+    wrong: names.Transform,
+    task: Task,
+    expected: list[Tensor],
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(names.TEXT, name, (names.TEXT[name][0], wrong))
+    observed = run(task, text_file(tmp_path / "wrong"), mmproj=files / "mmproj-tiny-F16.gguf")
+    measured = divergences(expected, observed)
     assert measured.mean() > 0.1
     # differing tokens do not end the comparison: it starts again after each
     assert len(measured) == sum(int(place.answer.sum()) for place in task.places)
@@ -175,15 +121,15 @@ def test_a_wrong_conversion_shows(name: str, task: Task, model: Any, files: Path
 
 @runtime
 def test_another_tokenizer_is_told(task: Task, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_tiny, "_pre_tokenizer", lambda settings: "gpt-2")  # keeps runs of digits together
-    text = gguf_tiny.write_text(TINY, tmp_path / "text.gguf")
-    observed = run(task, text, mmproj=files / "mmproj-tiny-F16.gguf")
+    monkeypatch.setattr(tokenizer, "pre_tokenizer", lambda file: "gpt-2")  # keeps runs of digits together
+    observed = run(task, text_file(tmp_path / "out"), mmproj=files / "mmproj-tiny-F16.gguf")
     assert observed.left_out and all("tokenizer" in reason for reason in observed.left_out.values())
 
 
 @runtime
-def test_files_that_cannot_be_loaded(task: Task, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = (files / "tiny-F16.gguf").read_bytes()
+def test_files_that_cannot_be_loaded(task: Task, files: Path, tmp_path: Path) -> None:
+    text, mmproj = files / "tiny-F16.gguf", files / "mmproj-tiny-F16.gguf"
+    whole = text.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(QuantkitError, match=r"cut\.gguf: llama\.cpp cannot load it \(.*corrupted or incomplete"):
         run(task, tmp_path / "cut.gguf")
@@ -191,27 +137,21 @@ def test_files_that_cannot_be_loaded(task: Task, files: Path, tmp_path: Path, mo
     with pytest.raises(QuantkitError, match="invalid magic"):
         run(task, tmp_path / "text.gguf")
     with pytest.raises(QuantkitError, match=r"cannot load it with .*cut\.gguf .*CLIP"):
-        run(task, files / "tiny-F16.gguf", mmproj=tmp_path / "cut.gguf")
-    write = gguf_tiny.write_gguf
-
-    def without(path: Path, metadata: dict[str, Any], tensors: list[gguf_tiny.Entry]) -> Path:
-        return write(path, metadata, [tensor for tensor in tensors if not re.search("ssm_beta|ds_ln", tensor.name)])
-
-    monkeypatch.setattr(gguf_tiny, "write_gguf", without)
-    gguf_tiny.write_mmproj(TINY, tmp_path / "mmproj-lacks.gguf")
+        run(task, text, mmproj=tmp_path / "cut.gguf")
+    lacks = without(mmproj, "ds_ln", tmp_path / "mmproj-lacks.gguf")
     with pytest.raises(QuantkitError, match=r"unable to find tensor v\.vit_merger\.ds_ln\.weight"):
-        run(task, files / "tiny-F16.gguf", mmproj=tmp_path / "mmproj-lacks.gguf")
-    gguf_tiny.write_text(TINY, tmp_path / "lacks.gguf")
+        run(task, text, mmproj=lacks)
     with pytest.raises(QuantkitError, match=r"tensor 'blk\.0\.ssm_beta\.weight' not found"):
-        run(task, tmp_path / "lacks.gguf")
+        run(task, without(text, "ssm_beta", tmp_path / "lacks.gguf"))
 
 
 @runtime
-def test_a_model_that_overflows(task: Task, files: Path, tmp_path: Path) -> None:
-    change = {"layers.{n}.mlp.down_proj.weight": lambda tensor, heads: tensor * 1e9}
-    text = gguf_tiny.write_text(TINY, tmp_path / "large.gguf", change=change)
+def test_a_model_that_overflows(task: Task, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "layers.{n}.mlp.down_proj.weight"
+    large = (names.TEXT[name][0], lambda tensor, heads: tensor * 1e39)
+    monkeypatch.setitem(names.TEXT, name, large)
     with pytest.raises(QuantkitError, match=r"manifest\.jsonl:\d+: llama\.cpp computes NaN"):
-        run(task, text, mmproj=files / "mmproj-tiny-F16.gguf")
+        run(task, text_file(tmp_path / "out", "BF16"), mmproj=files / "mmproj-tiny-F16.gguf")
 
 
 @runtime

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import struct
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import gguf_tiny
+import gguf_judge
 import numpy as np
 import pytest
 import torch
@@ -37,8 +36,6 @@ from quantkit.formats.gguf.container import (
 )
 from quantkit.formats.gguf.types import BY_NUMBER, TYPES
 from quantkit.output import atomic_output
-
-TINY = Path(gguf_tiny.__file__).parent.parent / "quantkit" / "data" / "tiny"
 
 METADATA: dict[str, Any] = {
     "general.architecture": "qwen35",
@@ -327,9 +324,9 @@ os._exit(0)
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs the package xllamacpp")
+@gguf_judge.runtime
 def test_llama_cpp_reads_one_file_and_a_set_alike(tmp_path: Path) -> None:
-    first = gguf_tiny.write_text(TINY, tmp_path / "first.gguf")
+    first = gguf_judge.write(tmp_path / "out", mmproj_type="none") / "tiny-F16.gguf"
     source = GgufFile(first)
     tensors = {info: source.raw(name).tobytes() for name, info in source.tensors.items()}
     (whole,) = write(tmp_path, source.metadata, tensors)

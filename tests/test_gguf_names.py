@@ -2,8 +2,8 @@
 
 llama.cpp's own converter was run once on tiny and on a variant of it (more value heads than key heads, a head of its
 own, attention at another place), in F32, F16, BF16 and Q8_0 and both downsample modes: names, shapes, types and bytes
-of all tensors were equal. Kept here: the comparison with tests/gguf_tiny.py, whose files llama.cpp runs, and what no
-bundled checkpoint has.
+of all tensors were equal. That llama.cpp runs them is shown in tests/test_gguf_runtime.py, tiny's values in
+tests/test_gguf_quantize.py; kept here is what no bundled checkpoint has.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import gguf_tiny
 import pytest
 import torch
 
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.gguf.names import Heads, input_order, keeps_float32, text_tensors, vision_tensors, vision_type
-from quantkit.source import tiny_folder
 from quantkit.tensorfile import TensorInfo
 
 PREFIX = "model.language_model.layers."
@@ -46,24 +44,6 @@ def altered(
     found = {name: tiny.shape(name) for name in tiny.tensor_names}
     wanted = {name: shape for name, shape in (found | shapes).items() if shape is not None}
     return Headers({**tiny.config, "text_config": {**tiny.config["text_config"], **(text or {})}, **config}, wanted)
-
-
-@pytest.mark.parametrize("mode", ["16x", "4x"])
-def test_both_files_are_those_that_llamacpp_runs(
-    tiny: Checkpoint, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written: list[gguf_tiny.Entry] = []
-    monkeypatch.setattr(gguf_tiny, "write_gguf", lambda path, metadata, tensors: written.extend(tensors))
-    gguf_tiny.write_text(tiny_folder(), tmp_path / "text.gguf", "f32")
-    gguf_tiny.write_mmproj(tiny_folder(), tmp_path / "mmproj.gguf", "f32", mode)
-    expected = {entry.name: entry for entry in written}
-    heads = Heads.of(tiny.config)
-    rows = text_tensors(tiny) + vision_tensors(tiny, mode)
-    assert {row.name for row in rows} == set(expected) and len(rows) == len(expected)
-    for row in rows:
-        tensor = row.transform(tiny.load(row.source, torch.float32), heads)
-        assert tuple(tensor.shape) == row.shape == expected[row.name].shape
-        assert tensor.contiguous().view(torch.uint8).numpy().tobytes() == expected[row.name].data
 
 
 def test_the_text_files_order_is_llamacpps(tiny: Checkpoint) -> None:

@@ -172,6 +172,12 @@ def test_json_alone_on_the_terminal(made: dict[str, Path]) -> None:
     assert json.loads(_run(str(made["awq"]), "--json", "-"))["method"] == "awq"
 
 
+def test_gguf_files_beside_a_checkpoint_are_not_what_its_folder_is(made: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made["awq"], tmp_path / "x"))
+    (folder / "y.gguf").write_bytes(b"GGUF")
+    assert _json(folder, tmp_path)["method"] == "awq"
+
+
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "from quantkit.cli import main; main()"
     environment = os.environ | {"COLUMNS": "200", "NO_COLOR": "1"}
@@ -195,6 +201,8 @@ def test_bad_input_is_one_line(made: dict[str, Path], tmp_path: Path) -> None:
         result = _command(str(folder))
         assert result.returncode == 2 and result.stdout == "", folder
         assert result.stderr.startswith("error: ") and words in result.stderr and len(result.stderr.splitlines()) == 1
+    result = _command(str(made["awq"]), "--context", "512")
+    assert result.returncode == 2 and "--context: is for GGUF files" in result.stderr
     result = _command(str(made["awq"]), "--json", str(tmp_path / "no" / "where.json"))
     assert result.returncode == 2 and "--json" in result.stderr
 

@@ -44,8 +44,9 @@ ALLOWED = {
         "recipe",
     },
     "gguf": {
-        "blockgrid", "blockwise", "checkpoint", "errors", "fold", "formats", "gather", "grid", "integrity", "methods",
-        "model", "output", "plan", "provenance", "quantize", "recipe", "statistics", "tensorfile",
+        "blockgrid", "blockwise", "budget", "checkpoint", "errors", "fold", "formats", "gather", "grid", "integrity",
+        "methods", "model", "output", "plan", "provenance", "quantize", "recipe", "sensitivity", "statistics",
+        "tensorfile",
     },
     "cli": {
         "bnb", "calibration", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe", "report",

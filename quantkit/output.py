@@ -153,9 +153,13 @@ def _check_apart(path: Path, source: Path) -> None:
 
 
 def _check_replaceable(path: Path) -> None:
-    """Refuse to replace (that is, to delete) a folder that is not empty and holds no model."""
+    """Refuse to replace (that is, to delete) a folder that is not empty and holds no model.
+
+    GGUF files of many models are often kept in one folder: such a one is a model's where quantkit wrote it.
+    """
     names = [entry.name for entry in path.iterdir()]
-    if names and "config.json" not in names and not any(name.endswith((".gguf", ".safetensors")) for name in names):
+    ours = "config.json" in names or "quantkit.json" in names
+    if names and not ours and not any(name.endswith(".safetensors") for name in names):
         raise QuantkitError(f"{path}: holds no model, so --overwrite will not delete it; choose another --out")
 
 

@@ -332,7 +332,7 @@ class GgufOptions(StatisticsOptions):
     solver: GgufSolver = option(
         "refine",
         "Rounding: rtn looks at no data; imatrix weighs each column by its mean square; refine feeds errors forward "
-        "and descends on codes and scales, on the whole Gram matrix.",
+        "and descends on codes and scales, on the whole Gram matrix. With --imatrix: imatrix, and no scales.",
         GRID,
         choices=("rtn", "imatrix", "refine"),
     )
@@ -373,10 +373,18 @@ class GgufOptions(StatisticsOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.type, str):
+            object.__setattr__(self, "type", (self.type,))
+        if self.imatrix is not None and self.solver == "refine":  # a diagonal is all there is
+            object.__setattr__(self, "solver", "imatrix")
+        if self.solver == "rtn" and (self.stats is not None or self.save_stats is not None):
+            raise QuantkitError("--solver rtn: looks at no data; leave out --stats and --save-stats")
         if self.split_max_size is not None:
             parse_size(self.split_max_size, "--split-max-size")
-        if self.name is not None and not _FILE_NAME.fullmatch(self.name):
-            raise QuantkitError(f"--name {self.name!r}: use letters, digits, dots, dashes and underscores")
+        if self.name is not None and (not _FILE_NAME.fullmatch(self.name) or self.name.startswith("mmproj")):
+            raise QuantkitError(
+                f"--name {self.name!r}: use letters, digits, dots, dashes and underscores, and not mmproj in front"
+            )
         if self.imatrix is not None and (self.stats is not None or self.save_stats is not None):
             raise QuantkitError("--imatrix: takes the place of calibration; leave out --stats and --save-stats")
         if self.imatrix is not None and self.solver == "rtn":
@@ -387,6 +395,14 @@ class GgufOptions(StatisticsOptions):
             parse_budget(self.budget)
             if self.solver == "rtn" or self.imatrix is not None:
                 raise QuantkitError("--budget: needs what each layer loses; leave out --solver rtn and --imatrix")
+
+    def provenance(self) -> dict[str, object]:
+        """Without what the command does not ask for, and of calibration only what was done."""
+        left_out = {"keep", "dtype", "max_shard_size"}
+        if self.solver == "rtn" or self.imatrix is not None:
+            names = {one.name for one in fields(StatisticsOptions)} - {one.name for one in fields(WriteOptions)}
+            left_out |= names - {"downsample_mode"}
+        return {name: value for name, value in super().provenance().items() if name not in left_out}
 
     @property
     def method(self) -> str:

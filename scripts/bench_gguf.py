@@ -204,9 +204,9 @@ def add(
     found = judge(arguments.model, back(path, arguments.model, folder / "back"))
     shutil.rmtree(folder / "back")
     rows.append({"method": label, "type": kind, "seed": seed, "bytes": path.stat().st_size} | found)
-    pictures = [found["by_modality"][name]["kl_mean"]["value"] for name in ("image", "images", "video")
-                if name in found["by_modality"]]  # fmt: skip
-    rows[-1]["kl_pictures"] = statistics.mean(pictures)
+    pictures = [one for name, one in found["by_modality"].items() if name != "text"]
+    tokens = sum(one["tokens"] for one in pictures)
+    rows[-1]["kl_pictures"] = sum(one["kl_mean"]["value"] * one["tokens"] for one in pictures) / tokens
     print(f"{kind} {label} {seed}: answers {found['kl_answer']:.5f} text {found['kl_text']:.5f}", flush=True)
     if arguments.json:
         content = {"rows": rows, "environment": environment()}

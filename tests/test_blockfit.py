@@ -98,3 +98,20 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
     weight = weights("normal")
     whole, half = fit(weight, GRIDS["Q4_K"]), fit(weight[32:], GRIDS["Q4_K"])
     assert torch.equal(pack(whole)[32:], pack(half))
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q5_1", "IQ4_XS", "Q6_K"])
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_only_the_proportions_of_costs_count(name: str, factor: float) -> None:
+    weight, costs = weights("normal"), importance()
+    plain, scaled = (fit(weight, GRIDS[name], given).dequantize() for given in (costs, costs * factor))
+    assert (plain - scaled).norm() <= 0.01 * plain.norm()
+
+
+def test_weights_that_no_float16_end_reaches_are_refused() -> None:
+    from quantkit.errors import QuantkitError
+    from quantkit.gguf.encode import encode
+
+    for kind in ("Q4_0", "Q4_K", "Q8_0", "Q5_1"):
+        with pytest.raises(QuantkitError, match="overflow the float16 scales"):
+            encode("x", weights("normal") * 1e12, kind)

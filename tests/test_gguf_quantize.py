@@ -210,6 +210,9 @@ def test_a_dry_run_names_the_sizes_and_writes_nothing(run: Run, rounded: Path, t
         (["--imatrix", "none.gguf"], ["none.gguf", "no file"]),
         (["--imatrix", "x.gguf", "--solver", "rtn"], ["--imatrix"]),
         (["--imatrix", "x.gguf", "--save-stats", "s"], ["--stats"]),
+        (["--imatrix", "x.gguf", "-t", "F16"], ["--imatrix", "integers"]),
+        (["--solver", "rtn", "--stats", "s"], ["--solver rtn"]),
+        (["--name", "mmproj-x"], ["--name"]),
         (["--split-max-size", "many"], ["--split-max-size"]),
         (["--name", "a/b"], ["--name"]),
         (["--model", "missing-folder/x/y"], ["missing-folder"]),
@@ -258,3 +261,43 @@ def test_the_imatrix_command(run: Run, small_calibration: Path, tmp_path: Path) 
     assert out.exists() and "31" in output
     code, _, errors = run("imatrix", "--calib", small_calibration, "--out", out)
     assert code == 2 and "is there already" in errors
+
+
+def test_a_folder_of_other_models_is_not_replaced(run: Run, rounded: Path, tmp_path: Path) -> None:
+    (tmp_path / "ggufs").mkdir()
+    (tmp_path / "ggufs" / "llama-3-70b-Q4.gguf").write_bytes(b"x")
+    code, _, errors = run("gguf", "--solver", "rtn", "--out", tmp_path / "ggufs", "--overwrite")
+    assert code == 2 and "holds no model" in errors
+    assert (tmp_path / "ggufs" / "llama-3-70b-Q4.gguf").read_bytes() == b"x"
+    (tmp_path / "ggufs" / "quantkit.json").write_text("{}")
+    code, _, errors = run("gguf", "--solver", "rtn", "--out", tmp_path / "ggufs", "--overwrite")
+    assert code == 0, errors
+    assert not (tmp_path / "ggufs" / "llama-3-70b-Q4.gguf").exists()
+
+
+def test_the_matrix_is_not_overwritten(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "quantkit.json").write_text("{}")
+    (tmp_path / "out" / "m.gguf").write_bytes(b"x")
+    matrix = tmp_path / "out" / "m.gguf"
+    code, _, errors = run("gguf", "--imatrix", matrix, "--out", tmp_path / "out", "--overwrite")
+    assert code == 2 and "lies in --out" in errors and matrix.exists()
+
+
+def test_a_template_that_ollama_cannot_follow_is_a_note(run: Run, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(tiny_folder(), tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").unlink(missing_ok=True)
+    template = tmp_path / "model" / "chat_template.jinja"
+    for start in ("{{ 'Now: ' ~ (messages|length) }}", "{{ 1 // 0 }}"):
+        template.write_text(start + (tiny_folder() / "chat_template.jinja").read_text())
+        out = tmp_path / f"out{len(start)}"
+        code, output, errors = run("gguf", "-m", tmp_path / "model", "--solver", "rtn", "--out", out)
+        assert code == 0, errors
+        assert "no Modelfile" in output and not list(out.glob("Modelfile*")) and list(out.glob("*Q4_K_M.gguf"))
+
+
+def test_what_was_not_done_is_not_recorded(rounded: Path) -> None:
+    options = json.loads((rounded / "quantkit.json").read_text())["options"]
+    assert options["solver"] == "rtn" and not {"samples", "calib", "scales", "keep", "dtype"} & set(options)

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from quantkit.gguf.plan import GgufPlan, Variant
     from quantkit.gguf.quantize import GgufOutcome
 
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print types, sizes and memory; load no weight.", rich_help_panel=RUN)
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print types and sizes; load no weight.", rich_help_panel=RUN)]
 _NOT_FOR_GGUF = ("max_shard_size", "keep", "dtype")
 _NOT_FOR_IMATRIX = (*_NOT_FOR_GGUF, "scales", "act_order", "damping")
 
@@ -37,11 +35,15 @@ def gguf(given: dict[str, Any], dry_run: DryRun = False) -> None:
     with console.status("loading torch and transformers"):
         quiet_libraries()
         from quantkit.checkpoint import open_checkpoint
+        from quantkit.gguf.budget import check_budget
         from quantkit.gguf.plan import plan_gguf
         from quantkit.gguf.quantize import quantize_gguf
     if dry_run:
         checkpoint = open_checkpoint(options.model, options.revision, options.token, verify_checksums=False)
-        _print_plan(plan_gguf(checkpoint, options), checkpoint.name, options)
+        plan = plan_gguf(checkpoint, options)
+        if options.budget is not None:
+            check_budget(plan, options)
+        _print_plan(plan, checkpoint.name, options)
         return
     cache = None if options.no_cache else (options.cache or default_cache())
     with progress() as report:
@@ -95,6 +97,8 @@ def _print_plan(plan: GgufPlan, name: str, options: GgufOptions) -> None:
     console.print(_files(plan, f"{escape(name)}: what gguf would write"))
     data = "calibrates first" if plan.quantizes and options.solver != "rtn" and not options.imatrix else "without data"
     console.print(f"size    {megabytes(plan.bytes_before)} -> {megabytes(plan.nbytes)} in all; {data}")
+    if options.budget is not None:
+        console.print(f"types of the linears: as --budget {options.budget} will choose them")
     console.print(f"would write {options.out}", markup=False)
 
 
@@ -106,6 +110,8 @@ def _print_outcome(outcome: GgufOutcome, options: GgufOptions) -> None:
     for row in outcome.rows:
         for note in row.notes:
             notes.setdefault(note, []).append(row.name)
+    for note in outcome.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     for note, names in notes.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         console.print(f"[yellow]note:[/] {names[0]}{others}: {escape(note)}", highlight=False, soft_wrap=True)

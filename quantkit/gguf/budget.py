@@ -20,15 +20,14 @@ from quantkit.budget import Choice, allocate
 from quantkit.errors import QuantkitError
 from quantkit.formats.gguf.types import TYPES
 from quantkit.gather import Data, Progress, Statistics
-from quantkit.gguf.mixture import type_name
+from quantkit.gguf.mixture import shorter, type_name
 from quantkit.gguf.names import Conversion
-from quantkit.gguf.plan import GgufPlan, fixed_names
+from quantkit.gguf.plan import GgufPlan, fixed_names, pass_dtype
 from quantkit.methods.blockfit import fit
 from quantkit.methods.blockrefine import BlockLattice
 from quantkit.methods.loss import row_losses
 from quantkit.methods.solver import factorise, feedback
 from quantkit.model import Block, Group
-from quantkit.plan import plain_dtype
 from quantkit.recipe import parse_budget
 from quantkit.sensitivity import output_sensitivity
 
@@ -68,10 +67,10 @@ def check_budget(plan: GgufPlan, options: GgufOptions) -> None:
 def spend(checkpoint: Checkpoint, plan: GgufPlan, options: GgufOptions, data: Data, progress: Progress) -> Spent:
     """Measure what every unit would lose at every type, and choose within the budget."""
     room = _Room(plan, options)
-    dtype = plain_dtype(checkpoint, options)
+    dtype = pass_dtype(checkpoint, options)
     sensitivity = output_sensitivity(
         checkpoint, plan.map, data.samples, device=options.device, seed=options.seed, progress=progress,
-        dtype=torch.bfloat16 if dtype == "float16" else getattr(torch, dtype),
+        dtype=getattr(torch, dtype),
     )  # fmt: skip
     units = {unit.block.prefix + unit.group.name: unit for unit in room.units}
     choices: dict[str, list[Choice]] = {}
@@ -145,14 +144,10 @@ class _Room:
         self._check(rest, bits is not None)
 
     def kinds_of(self, unit: _Unit) -> list[str]:
-        """The types that the unit's rows can take, smallest first."""
-        found = [kind for kind in self.kinds if TYPES[kind].fits(unit.group.in_features)]
-        if not found:
-            raise QuantkitError(
-                f"--budget-types: none of {', '.join(self.kinds)} divides the {unit.group.in_features} columns of "
-                f"{next(iter(unit.rows.values())).name}; add one of blocks of 32, such as Q8_0"
-            )
-        return found
+        """The types that the unit's rows can take, smallest first; a shorter block where one does not divide them."""
+        width = unit.group.in_features
+        found = dict.fromkeys(shorter(kind, width) for kind in self.kinds)
+        return sorted((kind for kind in found if kind in GRIDS), key=lambda kind: TYPES[kind].bits) or ["Q8_0"]
 
     def bytes_of(self, unit: _Unit, kind: str) -> int:
         return sum(_bytes(row, kind) for row in unit.rows.values())
@@ -162,7 +157,7 @@ class _Room:
         least, most = sum(map(min, sizes)), sum(map(max, sizes))
 
         def spelled(size: int) -> str:
-            return f"{8 * size / self.weights:.2f}bpw" if in_bits else f"{(size + rest) / 1e6:.1f}MB"
+            return f"{8 * size / self.weights:.2f}bpw" if in_bits else f"{(size + rest) / 1e6:.2f}MB"
 
         if self.bytes < least:
             raise QuantkitError(

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.gather import Progress, Statistics, gather
+from quantkit.gather import Progress, Statistics, check_statistics_folders, gather
 from quantkit.gguf.imatrix import Imatrix, write_imatrix
 from quantkit.gguf.names import Heads, input_order, text_tensors
+from quantkit.gguf.plan import pass_dtype
 from quantkit.output import check_target_file
-from quantkit.plan import plain_dtype, source_map
+from quantkit.plan import source_map
+from quantkit.quantize import check_device
 
 if TYPE_CHECKING:
     from quantkit.recipe import ImatrixOptions
@@ -40,9 +42,11 @@ def collect_imatrix(options: ImatrixOptions, progress: Progress | None = None) -
         raise QuantkitError("--out is missing: name the file to write")
     path = check_target_file(options.out, options.overwrite)
     checkpoint = open_checkpoint(options.model, options.revision, options.token)
+    check_statistics_folders(options, path, checkpoint.path)
+    check_device(options.device)
     model_map = source_map(checkpoint)
     heads, rows = Heads.of(checkpoint.config, checkpoint.name), {row.source: row for row in text_tensors(checkpoint)}
-    dtype = plain_dtype(checkpoint, options)
+    dtype = pass_dtype(checkpoint, options)
     data = gather(checkpoint, options, dtype, progress)
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}

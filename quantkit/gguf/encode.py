@@ -16,6 +16,7 @@ from quantkit.methods.blockrefine import refine_blocks
 from quantkit.methods.loss import relative_error
 from quantkit.methods.solver import Factor
 
+_HALF_MAX = 65504.0
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -55,7 +56,8 @@ def encode(name: str, weight: Tensor, kind: str, known: Knowledge | None = None,
 
 
 def _packed(name: str, blocks: Blocks) -> Tensor:
-    if not (is_finite(blocks.d) and (blocks.dmin is None or is_finite(blocks.dmin))):
+    ends = [end for end in (blocks.d, blocks.dmin) if end is not None]
+    if not all(float(end.abs().max()) < _HALF_MAX for end in ends):  # the solvers stop there; NaN is no less either
         raise QuantkitError(
             f"{name}: its values overflow the float16 scales of {blocks.grid.name}; keep it: --tensor-type {name}=F32"
         )

@@ -88,11 +88,11 @@ def tensor_types(tensors: Iterable[tuple[str, tuple[int, ...]]], mixture: Mixtur
             continue
         wanted = _asked_for(name, shape, mixture, state.tied)
         if wanted is None or ours:
-            types[name] = _shorter(state.choose(name), shape[-1])
+            types[name] = shorter(state.choose(name), shape[-1])
         if wanted is not None:
             types[name] = wanted
         elif name.endswith(raised) and TYPES[types[name]].bits < TYPES["Q8_0"].bits:
-            types[name] = _shorter("Q8_0", shape[-1])
+            types[name] = shorter("Q8_0", shape[-1])
     return types
 
 
@@ -194,7 +194,7 @@ def _ffn_down(mixture: Mixture, place: int, count: int) -> str | None:
     return None
 
 
-def _shorter(kind: str, width: int) -> str:
+def shorter(kind: str, width: int) -> str:
     """The type itself, or what takes its place where its block does not divide `width`."""
     if not TYPES[kind].fits(width):
         kind = _SHORTER.get(kind, kind)
@@ -222,7 +222,7 @@ def _asked_for(name: str, shape: tuple[int, ...], mixture: Mixture, tied: bool) 
     if kind is not None and not TYPES[kind].fits(shape[-1]):
         raise QuantkitError(
             f"{option}: tensor {name} has rows of {shape[-1]} values, and {kind} blocks of {TYPES[kind].block}; choose "
-            f"a type whose block divides them, such as {_shorter(kind, shape[-1])}"
+            f"a type whose block divides them, such as {shorter(kind, shape[-1])}"
         )
     return kind
 

@@ -97,7 +97,7 @@ def learn_prompt(template: str, folder: Path) -> Prompt:
 
     try:
         return _learn(template, folder)
-    except TemplateError as error:
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise QuantkitError(f"{folder}: its chat template fails on plain turns ({reason}); mend it") from error
 

@@ -16,14 +16,13 @@ from quantkit.gguf.mixture import PRESETS, Mixture, parse_override, tensor_types
 from quantkit.gguf.names import Conversion, Heads, text_tensors, vision_tensors, vision_type
 from quantkit.gguf.tokenizer import tokenizer_metadata
 from quantkit.model import ModelMap
-from quantkit.plan import source_map
+from quantkit.plan import plain_dtype, source_map
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint
-    from quantkit.recipe import GgufOptions
+    from quantkit.recipe import GgufOptions, StatisticsOptions
 
 FLOATS = ("F32", "F16", "BF16")
-_PROCESS_BYTES = 900_000_000  # interpreter, torch and transformers once imported, as measured
 
 
 @dataclass(frozen=True)
@@ -102,6 +101,12 @@ def file_types(options: GgufOptions) -> tuple[str, ...]:
     return kinds
 
 
+def pass_dtype(checkpoint: Checkpoint, options: StatisticsOptions) -> str:
+    """What the model is run in for calibration: its own dtype, or bfloat16's range in place of float16's."""
+    dtype = plain_dtype(checkpoint, options)
+    return "bfloat16" if dtype == "float16" else dtype
+
+
 def fixed_names(variant: Variant, options: GgufOptions) -> set[str]:
     """The tensors whose type was asked for, or is a preset's."""
     patterns = [parse_override(text)[0] for text in options.tensor_type]
@@ -127,7 +132,7 @@ def _text(
     parameters = sum(prod(row.shape) for row in tensors)
     metadata = text_metadata(checkpoint, kind, parameters) | tokenizer_metadata(checkpoint)
     budget = f"-{options.budget}" if options.budget else ""
-    return _variant(f"{name}-{kind}{budget}.gguf", kind, tensors, types, metadata, options)
+    return _variant(f"{name}-{kind}{budget}.gguf", kind, tensors, types, metadata, options.split_bytes)
 
 
 def _mixture(checkpoint: Checkpoint, model_map: ModelMap, options: GgufOptions, kind: str) -> Mixture:
@@ -155,10 +160,8 @@ def _vision(checkpoint: Checkpoint, options: GgufOptions, name: str, mode: str) 
     types = {row.name: vision_type(row.name, row.shape, kind) for row in tensors}
     parameters = sum(prod(row.shape) for row in tensors)
     metadata = vision_metadata(checkpoint, kind, parameters, mode)
-    # 16x is what the model is published in; a 4x file says so
-    return _variant(
-        f"mmproj-{name}{'' if mode == '16x' else '-4x'}-{kind}.gguf", kind, tensors, types, metadata, options
-    )
+    # 16x is what the model is published in; a 4x file says so. llama.cpp reads no split mmproj
+    return _variant(f"mmproj-{name}{'' if mode == '16x' else '-4x'}-{kind}.gguf", kind, tensors, types, metadata, None)
 
 
 def _variant(
@@ -167,8 +170,7 @@ def _variant(
     tensors: tuple[Conversion, ...],
     types: Mapping[str, str],
     metadata: Mapping[str, object],
-    options: GgufOptions,
+    limit: int | None,
 ) -> Variant:
     infos = [TensorInfo(row.name, row.shape, TYPES[types[row.name]]) for row in tensors]
-    limit = None if file.startswith("mmproj-") else options.split_bytes  # llama.cpp reads no split mmproj
     return Variant(kind, tensors, types, tuple(plan_files(file, metadata, infos, limit)))

@@ -33,13 +33,12 @@ from quantkit.gguf.encode import Encoded, Knowledge, encode
 from quantkit.gguf.imatrix import Imatrix, check, read_imatrix
 from quantkit.gguf.modelfile import modelfile
 from quantkit.gguf.names import Conversion, input_order, keep
-from quantkit.gguf.plan import FLOATS, GgufPlan, plan_gguf
+from quantkit.gguf.plan import FLOATS, GgufPlan, pass_dtype, plan_gguf
 from quantkit.grid import GridSpec
 from quantkit.methods import METHODS
 from quantkit.methods.blockfit import one_thread_each
 from quantkit.methods.solver import Factor, factorise
 from quantkit.output import atomic_output, check_target, require_free_space
-from quantkit.plan import plain_dtype
 from quantkit.provenance import number, provenance, write_json
 from quantkit.quantize import check_device, load_block
 
@@ -78,7 +77,8 @@ class GgufOutcome:
     data: Data | None = None
     spent: Spent | None = None  # where a budget chose the types
     scaled: int = 0  # inputs whose linears were scaled
-    inputs: int = 0
+    matrix: dict[str, str] = field(default_factory=dict)  # the importance matrix that was read: name, sha256
+    notes: list[str] = field(default_factory=list)
 
 
 def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> GgufOutcome:
@@ -95,12 +95,13 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
     check_statistics_folders(options, target, checkpoint.path)
     check_device(options.device)
     require_free_space(target, plan.nbytes)
-    imatrix = None if options.imatrix is None else _read_matrix(options.imatrix.expanduser(), plan)
     outcome = GgufOutcome(options.model, target, plan)
+    imatrix = _read_matrix(options, plan, target, outcome)
     if options.budget is not None:
         check_budget(plan, options)
+    modelfiles = _modelfiles(checkpoint, plan, outcome)
     clock = Clock(outcome.seconds)
-    dtype = plain_dtype(checkpoint, options)
+    dtype = pass_dtype(checkpoint, options)
     if plan.quantizes and options.solver != "rtn" and imatrix is None:
         outcome.data = gather(checkpoint, options, dtype, progress)
         clock.lap("prepare")
@@ -131,13 +132,22 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
             for writer in writers:
                 writer.finish()
         shutil.rmtree(folder / _STATISTICS, ignore_errors=True)
-        _write_modelfiles(checkpoint, plan, folder)
+        for name, text in modelfiles.items():
+            (folder / name).write_text(text, encoding="utf-8")
         _write_provenance(checkpoint, options, outcome, folder)
         clock.lap("write")
     return outcome
 
 
-def _read_matrix(path: Path, plan: GgufPlan) -> Imatrix:
+def _read_matrix(options: GgufOptions, plan: GgufPlan, target: Path, outcome: GgufOutcome) -> Imatrix | None:
+    """The matrix that was given, checked against what is to be quantized."""
+    if options.imatrix is None:
+        return None
+    path = options.imatrix.expanduser()
+    if not plan.quantizes:
+        raise QuantkitError("--imatrix: no --type asked for holds integers; leave it out")
+    if path.absolute().is_relative_to(target):
+        raise QuantkitError(f"--imatrix {path}: lies in --out {target}; move it, or choose another --out")
     imatrix = read_imatrix(path)
     widths = {
         row.name: row.shape[-1]
@@ -146,6 +156,7 @@ def _read_matrix(path: Path, plan: GgufPlan) -> Imatrix:
         if variant.types[row.name] not in FLOATS
     }
     check(imatrix, widths)
+    outcome.matrix = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return imatrix
 
 
@@ -193,7 +204,6 @@ class _Work:
         originals, found = dict(tensors), {}
         for group in block.groups:
             inputs = statistics.inputs[group.name]
-            self.outcome.inputs += 1
             if inputs.tokens < LEAST_TOKENS or not self._quantizes(block, group):
                 continue
             weights = [originals[f"{name}.weight"] for name in group.linears]
@@ -303,19 +313,28 @@ def _matrix(tensor: Tensor) -> Tensor:
 # ---- beside the files -----------------------------------------------------------------------------------------------
 
 
-def _write_modelfiles(checkpoint: Checkpoint, plan: GgufPlan, folder: Path) -> None:
-    """Ollama's recipe for every text model; with the mmproj file of the mode that comes first."""
+def _modelfiles(checkpoint: Checkpoint, plan: GgufPlan, outcome: GgufOutcome) -> dict[str, str]:
+    """Ollama's recipe for every text model, by name, with the mmproj file of the mode that comes first; none, and a
+    note why, where the chat template cannot be said in Ollama's."""
     mmproj = plan.visions[0].files[0].name if plan.visions else None
-    for variant in plan.texts:
-        name = "Modelfile" if len(plan.texts) == 1 else f"Modelfile-{variant.kind}"
-        (folder / name).write_text(modelfile(checkpoint, variant.files[0].name, mmproj), encoding="utf-8")
+    try:
+        return {
+            "Modelfile" if len(plan.texts) == 1 else f"Modelfile-{variant.kind}": modelfile(
+                checkpoint, variant.files[0].name, mmproj
+            )
+            for variant in plan.texts
+        }
+    except QuantkitError as error:
+        outcome.notes.append(f"no Modelfile: {error}")
+        return {}
 
 
 def _write_provenance(checkpoint: Checkpoint, options: GgufOptions, outcome: GgufOutcome, folder: Path) -> None:
     content = provenance(checkpoint, options, "gguf", outcome.data.mix if outcome.data else None)
-    if options.imatrix is not None:
-        path = options.imatrix.expanduser()
-        content["imatrix"] = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    if outcome.matrix:
+        content["imatrix"] = outcome.matrix
+    if outcome.data is not None:
+        content["scaled_inputs"] = outcome.scaled
     if outcome.spent is not None:
         spent = outcome.spent
         content["budget"] = {

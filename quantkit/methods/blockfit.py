@@ -57,8 +57,9 @@ def fit_pieces(
 ) -> list[T]:
     """As `fit`, a few rows at a time: what ``finish`` makes of each piece's blocks, in order, by the same workers."""
     if costs is not None:
-        mean = float(costs.mean())  # a channel that carried nothing is rounded all the same
-        costs = costs.clamp(min=_LEAST_COST * mean) if mean > 0 else torch.ones_like(costs)
+        # a channel that carried nothing is rounded all the same; only proportions count, and these never overflow
+        mean = costs.double().mean()
+        costs = (costs.double() / mean).float().clamp(min=_LEAST_COST) if mean > 0 else torch.ones_like(costs)
     pieces = weight.split(max(1, _PIECE // weight.shape[1]))
     if workers == 1 or len(pieces) == 1:
         return [finish(_fit(piece.float(), grid, costs)) for piece in pieces]

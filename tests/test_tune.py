@@ -123,7 +123,7 @@ def test_the_same_run_gives_the_same_bytes(options: QuantizeOptions, made: tuple
 
 
 def test_too_few_conversations(options: QuantizeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quantkit.quantize.CalibrationPass", lambda *_given, **_options: pytest.fail("too late"))
+    monkeypatch.setattr("quantkit.gather.CalibrationPass", lambda *_given, **_options: pytest.fail("too late"))
     with pytest.raises(QuantkitError, match="--tune: 8 conversations, 9 needed"):
         quantize(replace(options, tune=1, samples=8, out=tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

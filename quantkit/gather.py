@@ -6,10 +6,12 @@ iterator, so that the ways that quantize need not know which.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 FLOAT16_MAX = 65504.0
+_KEPT = ".statistics"
+AnyOptions = TypeVar("AnyOptions", bound="StatisticsOptions")
 
 
 class Clock:
@@ -76,6 +80,23 @@ def check_statistics_folders(options: StatisticsOptions, target: Path, source: P
             raise QuantkitError(f"{option} {folder}: overlaps --out {target}; give it a folder of its own")
     if options.save_stats is not None:
         check_target(options.save_stats, options.overwrite, source=source)
+
+
+def keep_statistics(options: AnyOptions, folder: Path) -> tuple[AnyOptions, Path]:
+    """Options under which the statistics of a first sweep are kept, and where: a budget needs them twice.
+
+    In ``folder``, if neither --stats nor --save-stats names a place; `drop_statistics` takes them out again.
+    """
+    if options.stats is not None:
+        return options, options.stats
+    kept = options.save_stats.expanduser() if options.save_stats else folder / _KEPT
+    return replace(options, save_stats=kept), kept
+
+
+def drop_statistics(folder: Path) -> None:
+    """Remove what `keep_statistics` had kept in ``folder``, if anything."""
+    if (folder / _KEPT).exists():
+        shutil.rmtree(folder / _KEPT)
 
 
 class Statistics:

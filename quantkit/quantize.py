@@ -9,7 +9,6 @@ folder that takes the target's name only when everything in it is complete.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +24,16 @@ from quantkit.calibration import Mix, Sample
 from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.formats import FORMATS, Contents
-from quantkit.gather import Clock, Data, Progress, Statistics, check_statistics_folders, gather
+from quantkit.gather import (
+    Clock,
+    Data,
+    Progress,
+    Statistics,
+    check_statistics_folders,
+    drop_statistics,
+    gather,
+    keep_statistics,
+)
 from quantkit.grid import QuantizedWeight
 from quantkit.methods import METHODS, Rounding
 from quantkit.model import LAYERS_PREFIX, fused_name
@@ -41,8 +49,6 @@ if TYPE_CHECKING:
     from quantkit.model import Block
 
 log = logging.getLogger(__name__)
-
-_STATISTICS = ".statistics"  # kept while a budget is spent
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
         check_samples(samples)
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
         if plan.allowance is not None and data is not None:
-            options, kept = _keep_statistics(options, folder)
+            options, kept = keep_statistics(options, folder)
             outcome.plan = plan = _spend(checkpoint, plan, options, data, outcome, clock, progress)
             options = replace(options, stats=kept, save_stats=None)
         with ShardWriter(folder, writer_specs(plan), options.max_shard_bytes) as writer:
@@ -130,8 +136,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
                 clock.lap("tuning")
             copy_rest(checkpoint, plan, writer)
             writer.finish()
-        if (folder / _STATISTICS).exists():
-            shutil.rmtree(folder / _STATISTICS)
+        drop_statistics(folder)
         checkpoint.copy_side_files(folder)
         _write_config(checkpoint, plan, options, folder)
         write_provenance(checkpoint, plan, options, data.mix if data else None, outcome, folder)
@@ -152,14 +157,6 @@ def check_names(checkpoint: Checkpoint, plan: Plan) -> None:
     tied = {"lm_head.weight"} if plan.map.tied else set()
     expected = [name for name in build_skeleton(checkpoint).state_dict() if name not in tied]
     checkpoint.check_names(expected + [name for name in tied if name in checkpoint])
-
-
-def _keep_statistics(options: QuantizeOptions, folder: Path) -> tuple[QuantizeOptions, Path]:
-    """Options under which the statistics of the first sweep are kept, and where: a budget needs them twice."""
-    if options.stats is not None:
-        return options, options.stats
-    kept = options.save_stats.expanduser() if options.save_stats else folder / _STATISTICS
-    return replace(options, save_stats=kept), kept
 
 
 def _spend(

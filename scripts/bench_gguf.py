@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save_file
 from quantkit.calibration import build_from
 from quantkit.checkpoint import open_checkpoint
 from quantkit.formats.gguf.blocks import unpack
-from quantkit.formats.gguf.container import GgufFile
+from quantkit.formats.gguf.reader import GgufFile
 from quantkit.gguf.names import Heads, convolution, decay, plus_one, text_tensors
 from quantkit.gguf.quantize import quantize_gguf
 from quantkit.recipe import GgufOptions

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,27 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("random") / "model"
     make_checkpoint("small", folder, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights: two value heads a key head, its own output head, rows of 288 and 544, no multiples of 256."""
+    import make_checkpoint
+
+    build = make_checkpoint.build_config
+
+    def changed(*arguments: Any) -> Any:
+        config = build(*arguments)
+        text = config.text_config
+        text.hidden_size, text.intermediate_size, text.linear_num_value_heads = 288, 544, 4
+        config.tie_word_embeddings = text.tie_word_embeddings = False
+        return config
+
+    folder = tmp_path_factory.mktemp("other") / "other"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_checkpoint, "build_config", changed)
+        make_checkpoint.make_checkpoint("small", folder, seed=1)
     return folder
 
 

@@ -15,7 +15,8 @@ from gguf_judge import TEXTS, TINY, check_answers, divergences, make_task, refer
 from torch import Tensor
 
 from quantkit.errors import QuantkitError
-from quantkit.formats.gguf.container import GgufFile, GgufWriter, plan_files
+from quantkit.formats.gguf.container import GgufWriter, plan_files
+from quantkit.formats.gguf.reader import GgufFile
 from quantkit.gguf import names, tokenizer
 from quantkit.verify.engines import llamacpp
 from quantkit.verify.engines.llamacpp import ask_server, gguf_files

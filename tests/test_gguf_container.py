@@ -23,17 +23,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantkit.errors import QuantkitError
-from quantkit.formats.gguf import container
+from quantkit.formats.gguf import container, reader
 from quantkit.formats.gguf.container import (
     ALIGNMENT,
     KINDS,
-    GgufFile,
     GgufWriter,
     TensorInfo,
     Value,
     cut,
     plan_files,
 )
+from quantkit.formats.gguf.reader import GgufFile
 from quantkit.formats.gguf.types import BY_NUMBER, TYPES
 from quantkit.output import atomic_output
 
@@ -557,7 +557,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 
 def test_keys_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container, "MAX_HEADER_BYTES", 64)
+    monkeypatch.setattr(reader, "MAX_HEADER_BYTES", 64)
     (tmp_path / "m.gguf").write_bytes(image([key(b"k", 8, text(bytes(50)))], []))
     with pytest.raises(QuantkitError, match="key k: the keys take over 64 bytes"):
         GgufFile(tmp_path / "m.gguf")

@@ -14,13 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 from quantkit.checkpoint import open_checkpoint
-from quantkit.formats.gguf.container import GgufFile
+from quantkit.formats.gguf.reader import GgufFile
+from quantkit.gather import Statistics, gather
 from quantkit.gguf.collect import collect_imatrix
+from quantkit.gguf.imatrix import read_imatrix
 from quantkit.gguf.names import text_tensors
 from quantkit.gguf.quantize import quantize_gguf
+from quantkit.model import LAYERS_PREFIX, build_map
 from quantkit.recipe import GgufOptions, ImatrixOptions
 from quantkit.source import tiny_folder
 
+LAYER = LAYERS_PREFIX + "1"
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -141,6 +145,46 @@ def test_a_matrix_of_ours_gives_what_the_statistics_gave(small_calibration: Path
     assert (direct / "tiny-Q4_K_M.gguf").read_bytes() != (plain / "tiny-Q4_K_M.gguf").read_bytes()
     record = json.loads((read / "quantkit.json").read_text())
     assert record["imatrix"]["name"] == "imatrix.gguf" and record["calibration"]["samples"] == 0
+
+
+def test_statistics_follow_columns_that_move(other_shape: Path, small_calibration: Path, tmp_path: Path) -> None:
+    """With two value heads a key head `ssm_out` has its columns in another order, as importance and Gram matrix."""
+    data: dict[str, Any] = {
+        "model": str(other_shape),
+        "calib": (str(small_calibration),),
+        "samples": 6,
+        "no_cache": True,
+    }
+    matrix, stats = tmp_path / "m.gguf", tmp_path / "stats"
+    collect_imatrix(ImatrixOptions(out=matrix, save_stats=stats, **data))
+    found = read_imatrix(matrix).sums["blk.1.ssm_out.weight"]
+    gram = _ssm_out_gram(other_shape, stats, data)
+    heads, width = 2, gram.shape[0] // 4  # [key head, value of it] -> [value of it, key head]
+    order = torch.arange(gram.shape[0]).view(heads, 2, width).transpose(0, 1).flatten()
+    assert torch.equal(found, gram.diagonal()[order]) and not torch.equal(found, gram.diagonal())
+
+    out = {}
+    for name, settings in {
+        "refine": {"solver": "refine"},
+        "imatrix": {"solver": "imatrix"},
+        "rtn": {"solver": "rtn"},
+    }.items():
+        given = data | {"stats": stats, "scales": False} if name != "rtn" else data
+        path = write(tmp_path / name, small_calibration, **given, **settings, mmproj_type="none", name="x")
+        exact = load_file(other_shape / "model.safetensors")[f"{LAYER}.linear_attn.out_proj.weight"].float()
+        error = torch.from_numpy(values(path / "x-Q4_K_M.gguf")["blk.1.ssm_out.weight"].copy()) - exact[:, order]
+        out[name] = float((error @ gram[order][:, order] * error).sum())
+    assert out["refine"] < 0.7 * out["imatrix"] and out["imatrix"] < out["rtn"]
+
+
+def _ssm_out_gram(model: Path, stats: Path, data: dict[str, Any]) -> torch.Tensor:
+    checkpoint = open_checkpoint(model)
+    options = ImatrixOptions(stats=stats, **data)
+    found = gather(checkpoint, options, "bfloat16", lambda *_: None)
+    blocks = build_map(checkpoint.config)
+    source = list(Statistics(checkpoint, blocks, found, options, "bfloat16", lambda *_: None))
+    assert source[1] is not None
+    return source[1].inputs["mixer_out"].gram
 
 
 def test_statistics_that_were_kept_serve_again(small_calibration: Path, refined: Path, tmp_path: Path) -> None:

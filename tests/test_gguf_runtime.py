@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import make_checkpoint
 import pytest
 import torch
 from gguf_judge import TINY, check_answers, conversations, divergences, make_task, reference, run, runtime, write
@@ -239,30 +238,11 @@ def test_pictures_of_other_proportions(
 # ---- another shape --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: two value heads a key head, its own output head, rows of 288 and 544, no multiples of 256."""
-    build = make_checkpoint.build_config
-
-    def changed(*arguments: Any) -> Any:
-        config = build(*arguments)
-        text = config.text_config
-        text.hidden_size, text.intermediate_size, text.linear_num_value_heads = 288, 544, 4
-        config.tie_word_embeddings = text.tie_word_embeddings = False
-        return config
-
-    folder = tmp_path_factory.mktemp("other") / "other"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_checkpoint, "build_config", changed)
-        make_checkpoint.make_checkpoint("small", folder, seed=1)
-    return folder
-
-
 @pytest.mark.usefixtures("whole_vocabulary")
-def test_a_checkpoint_of_another_shape(other: Path, tmp_path: Path) -> None:
-    out = write(tmp_path / "out", model=str(other), type=("F32", "Q4_K_M"), mmproj_type="f32")
+def test_a_checkpoint_of_another_shape(other_shape: Path, tmp_path: Path) -> None:
+    out = write(tmp_path / "out", model=str(other_shape), type=("F32", "Q4_K_M"), mmproj_type="f32")
     task = make_task(items=(1, 36, 315, 371, 377), generate=False)
-    expected = reference(load_dequantized(other, "float32"), task)
+    expected = reference(load_dequantized(other_shape, "float32"), task)
     observed = run(task, out / "other-F32.gguf")
     assert not observed.left_out and divergences(expected, observed).mean() < MEAN  # 2e-8
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(out / "other-Q4_K_M.gguf").tensors}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantkit.blockgrid import GRIDS, Blocks
+from quantkit.blockgrid import GRIDS, HALF_MAX, Blocks
 from quantkit.checkpoint import is_finite
 from quantkit.errors import QuantkitError
 from quantkit.formats.gguf.blocks import pack
@@ -16,7 +16,6 @@ from quantkit.methods.blockrefine import refine_blocks
 from quantkit.methods.loss import relative_error
 from quantkit.methods.solver import Factor
 
-_HALF_MAX = 65504.0
 _FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -57,7 +56,7 @@ def encode(name: str, weight: Tensor, kind: str, known: Knowledge | None = None,
 
 def _packed(name: str, blocks: Blocks) -> Tensor:
     ends = [end for end in (blocks.d, blocks.dmin) if end is not None]
-    if not all(float(end.abs().max()) < _HALF_MAX for end in ends):  # the solvers stop there; NaN is no less either
+    if not all(float(end.abs().max()) < HALF_MAX for end in ends):  # the solvers stop there; NaN is no less either
         raise QuantkitError(
             f"{name}: its values overflow the float16 scales of {blocks.grid.name}; keep it: --tensor-type {name}=F32"
         )

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from quantkit.errors import QuantkitError
-from quantkit.formats.gguf.container import MAGIC, GgufFile, GgufWriter, TensorInfo, Value, plan_files
+from quantkit.formats.gguf.container import MAGIC, GgufWriter, TensorInfo, Value, plan_files
+from quantkit.formats.gguf.reader import GgufFile
 from quantkit.formats.gguf.types import TYPES
 from quantkit.output import atomic_file
 

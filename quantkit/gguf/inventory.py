@@ -25,7 +25,8 @@ from typing import Any
 
 from quantkit.blockgrid import GRIDS
 from quantkit.errors import QuantkitError
-from quantkit.formats.gguf.container import GgufFile, TensorInfo, Value
+from quantkit.formats.gguf.container import TensorInfo, Value
+from quantkit.formats.gguf.reader import GgufFile
 from quantkit.formats.gguf.types import FILE_TYPES, TensorType
 from quantkit.integrity.inventory import PROVENANCE, Inventory, Part, Row
 from quantkit.tensorfile import strict_json

@@ -2,17 +2,15 @@
 
     checkpoint -> model map -> samples -> statistics -> scales, rounding -> blocks -> files
 
-One block of the language model is in memory at a time. AWQ's scales are folded into the norms, which GGUF keeps in
-float32, so the fold is exact; they are searched on one grid for all types (4 bits, a scale for 32 columns), so that
-a file does not depend on what else was asked for. Statistics follow the columns where llama.cpp wants them in another
-order (`names.input_order`).
+One block of the language model is in memory at a time. AWQ's scales are folded before anything is rounded, into norms,
+which GGUF keeps in float32, and into the rows of `up_proj` and `v_proj`; they are searched on one grid for all types (4
+bits, a scale for 32 columns), so that a file does not depend on what else was asked for. Statistics follow the columns
+where llama.cpp wants them in another order (`names.input_order`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -27,7 +25,16 @@ from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
 from quantkit.fold import fold
 from quantkit.formats.gguf.container import GgufWriter
-from quantkit.gather import Clock, Data, Progress, Statistics, check_statistics_folders, gather
+from quantkit.gather import (
+    Clock,
+    Data,
+    Progress,
+    Statistics,
+    check_statistics_folders,
+    drop_statistics,
+    gather,
+    keep_statistics,
+)
 from quantkit.gguf.budget import Spent, check_budget, spend
 from quantkit.gguf.encode import Encoded, Knowledge, encode
 from quantkit.gguf.imatrix import Imatrix, check, read_imatrix
@@ -47,10 +54,7 @@ if TYPE_CHECKING:
     from quantkit.recipe import GgufOptions
     from quantkit.statistics import BlockStatistics
 
-log = logging.getLogger(__name__)
-
 SCALE_GRID = GridSpec(4, 32)  # what scales are searched on, whatever the types
-_STATISTICS = ".statistics"  # kept while a budget is spent
 _ROWS = 1 << 24  # values of a large table that are converted at once
 
 
@@ -107,9 +111,7 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
         clock.lap("prepare")
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
         if options.budget is not None and outcome.data is not None:
-            kept = options.stats or options.save_stats or folder / _STATISTICS
-            if options.stats is None:
-                options = replace(options, save_stats=kept)
+            options, kept = keep_statistics(options, folder)
             outcome.spent = spend(checkpoint, plan, options, outcome.data, progress)
             options = replace(options, stats=kept, save_stats=None)
             outcome.plan = plan = plan_gguf(checkpoint, options, outcome.spent.types)
@@ -131,7 +133,7 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
             work.write_vision()
             for writer in writers:
                 writer.finish()
-        shutil.rmtree(folder / _STATISTICS, ignore_errors=True)
+        drop_statistics(folder)
         for name, text in modelfiles.items():
             (folder / name).write_text(text, encoding="utf-8")
         _write_provenance(checkpoint, options, outcome, folder)
@@ -155,7 +157,8 @@ def _read_matrix(options: GgufOptions, plan: GgufPlan, target: Path, outcome: Gg
         for row in variant.tensors
         if variant.types[row.name] not in FLOATS
     }
-    check(imatrix, widths)
+    if missing := check(imatrix, widths):
+        outcome.notes.append(f"{path.name} says nothing of {', '.join(missing)}: rounded without it")
     outcome.matrix = {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return imatrix
 

@@ -1,14 +1,14 @@
 """Rounding to ggml's block grids without feedback: the least weighted squared error, run by run, then block by block.
 
-For a type of `formats/gguf/blocks.py` and costs ``w_j`` of an error in column ``j`` (ones, or ``H_jj``: the importance
+For a type of `blockgrid` and costs ``w_j`` of an error in column ``j`` (ones, or ``H_jj``: the importance
 matrix), `fit` lowers ``sum_j w_j (W'_j - W_j)^2`` of each row:
 
 1. each run gets a real step (and offset): of several trial grids the one whose codes, with step and offset refitted by
    least squares, lose least;
 2. the steps of a block become integers times one float16 ``d``, the offsets likewise: of several ``d`` the one that
    moves the fitted steps least, weighted by what a move costs;
-3. the codes nearest to the values on that grid; then ``d`` and ``dmin`` once more by least squares with the integers
-   fixed, kept where the block's error falls.
+3. the codes nearest to the values on that grid; where costs differ, steps and offsets once more by least squares with
+   these codes, and step 2 after it, kept where the block's error falls.
 
 Trial grids and the least-squares fit are ggml's ``make_qx_quants`` and ``make_qkx2_quants`` in spirit; the search of
 step 2 and step 3 are not in ggml, whose ``d`` is the largest step over the largest integer.
@@ -28,10 +28,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from quantkit.blockgrid import BlockGrid, Blocks, levels_of
+from quantkit.blockgrid import HALF_MAX, BlockGrid, Blocks, levels_of
 
 _PIECE = 1 << 18  # values that are looked at together
-_HALF_MAX = 65504.0
 _LEAST_COST = 1e-6  # of the mean
 _TINY = torch.finfo(torch.float32).tiny
 # a trial grid spans this many codes more or fewer than there are
@@ -256,12 +255,10 @@ def _to_integers(runs: _Runs, grid: BlockGrid) -> tuple[Tensor, Tensor | None, T
     if runs.offsets is None:
         return d, scales, None, None
     assert runs.cross is not None and runs.flat is not None
-    # what rounding the step has moved can be made good by the offset: at the run's best, offset = (q x sums) follows
+    # what rounding has moved the step by, the offset makes good
     moved = d.float().unsqueeze(1) * scales - steps
-    flat = runs.flat.view(-1, per_block)
-    offsets = (runs.offsets.view(-1, per_block) + moved * runs.cross.view(-1, per_block) / flat.clamp(min=_TINY)).clamp(
-        min=0
-    )
+    flat, cross = runs.flat.view(-1, per_block), runs.cross.view(-1, per_block)
+    offsets = (runs.offsets.view(-1, per_block) + moved * cross / flat.clamp(min=_TINY)).clamp(min=0)
     dmin, mins = _best_end(offsets, flat, 0, grid.mins)
     return d, scales, dmin, mins
 
@@ -288,10 +285,10 @@ def _nonzero(values: Tensor) -> Tensor:
 
 
 def _half(values: Tensor) -> Tensor:
-    return values.clamp(-_HALF_MAX, _HALF_MAX).to(torch.float16)
+    return values.clamp(-HALF_MAX, HALF_MAX).to(torch.float16)
 
 
-# ---- 3. codes, and the grid once more --------------------------------------------------------------------------------
+# ---- 3. codes, and the grid once more -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -340,20 +337,14 @@ def _nearest(values: Tensor, weights: Tensor | None, fitted: _Fitted, grid: Bloc
     else:
         levels = torch.tensor(grid.levels, dtype=torch.float32, device=wanted.device)
         codes = look_up(wanted, level_table(grid.levels, wanted.device), levels)
-    error = _levels(codes, grid).mul(steps).sub_(raised)
+    error = levels_of(codes, grid).mul(steps).sub_(raised)
     squares = error.square_() if weights is None else error.square_().mul_(weights)
     return codes, squares.sum(0).view(len(fitted.d), -1).sum(1)
 
 
-def _levels(codes: Tensor, grid: BlockGrid) -> Tensor:
-    if grid.levels is not None:
-        return levels_of(codes, grid)
-    return codes - grid.centre
-
-
 def _runs_of(values: Tensor, weights: Tensor | None, codes: Tensor, grid: BlockGrid) -> _Runs:
     """Steps and offsets of these codes by least squares, run by run."""
-    levels = _levels(codes, grid)
+    levels = levels_of(codes, grid)
     weighted = levels if weights is None else levels * weights
     sum_ll, sum_lx = (weighted * levels).sum(0), (weighted * values).sum(0)
     if not grid.has_offset:

@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantkit.blockgrid import BlockGrid, Blocks, levels_of
+from quantkit.blockgrid import HALF_MAX, BlockGrid, Blocks, levels_of
 from quantkit.methods.blockfit import fit, level_table, look_up
 from quantkit.methods.refine import descend_codes
 from quantkit.methods.solver import Factor, best_rows, feedback
@@ -158,7 +158,7 @@ class _Work:
 
     def _half(self, now: Tensor, unit: Tensor, part: slice) -> Tensor:
         slope, curve = self._parabola(unit, part)
-        best = (now - slope / curve.clamp(min=_TINY)).clamp_(-65504, 65504).to(torch.float16).float()
+        best = (now - slope / curve.clamp(min=_TINY)).clamp_(-HALF_MAX, HALF_MAX).to(torch.float16).float()
         return self._take(now, torch.where(curve > 0, best, now), unit, part, slope, curve)
 
     def _take(self, now: Tensor, best: Tensor, unit: Tensor, part: slice, slope: Tensor, curve: Tensor) -> Tensor:

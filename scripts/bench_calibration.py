@@ -28,7 +28,7 @@ from rich.table import Table
 from quantkit.calibration import load_conversations
 from quantkit.calibration.sources import parse_source
 from quantkit.quantize import quantize
-from quantkit.recipe import DEFAULTS, QuantizeOptions
+from quantkit.recipe import QuantizeOptions
 from quantkit.verify import verify
 from quantkit.verify.report import environment
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=6000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--solver", default=DEFAULTS.solver)
+    parser.add_argument("--solver", default=QuantizeOptions.solver)
     parser.add_argument("--more", nargs="*", default=[], help="further sources, each a calibration of its own")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

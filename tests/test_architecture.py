@@ -33,7 +33,7 @@ ALLOWED = {
     "plan": {"budget", "checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "sensitivity": {"calibration", "checkpoint", "errors", "grid", "methods", "model", "statistics"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
-    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
+    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output", "recipe"},
     "report": {"calibration", "errors", "verify"},
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "gather", "grid", "methods", "model",

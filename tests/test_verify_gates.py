@@ -263,8 +263,8 @@ def test_engines_that_cannot_read_a_target_say_so(tmp_path):
         ({"engines": ("magic",)}, "--engine magic: unknown; known are dequantized, transformers, vllm"),
         ({"engines": ()}, "name at least one engine"),
         ({"engines": ("vllm", "vllm")}, "none twice"),
-        ({"dtype": "int3"}, "dtype 'int3' is unknown"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"dtype": "int3"}, "--dtype 'int3': use bfloat16"),
+        ({"max_new_tokens": 0}, "--max-new-tokens 0: must be at least 1"),
     ],
 )
 def test_bad_options(options, message):

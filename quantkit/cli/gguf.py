@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,26 +11,27 @@ from rich.table import Table
 
 from quantkit.cli.options import with_options
 from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
-from quantkit.recipe import RUN, GgufOptions, ImatrixOptions
+from quantkit.recipe import COMMANDS, RUN, GgufOptions, ImatrixOptions, make_options
 
 if TYPE_CHECKING:
     from quantkit.gguf.plan import GgufPlan, Variant
     from quantkit.gguf.quantize import GgufOutcome
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print types and sizes; load no weight.", rich_help_panel=RUN)]
-_NOT_FOR_GGUF = ("max_shard_size", "keep", "dtype")
-_NOT_FOR_IMATRIX = (*_NOT_FOR_GGUF, "scales", "act_order", "damping")
 
 
-@with_options(GgufOptions, leave_out=_NOT_FOR_GGUF)
+@with_options(GgufOptions, COMMANDS["gguf"].leave_out)
 def gguf(given: dict[str, Any], dry_run: DryRun = False) -> None:
     """Write GGUF files for llama.cpp and Ollama: the text model, its vision (mmproj), and an Ollama Modelfile.
 
     Calibrated on images, video and text, unless --solver rtn or --imatrix. Runs on wheels alone: no checkout of
     llama.cpp, no compiler.
     """
-    model = given["model"].rstrip("/").split("/")[-1]
-    options = GgufOptions(**given | {"out": given["out"] or Path(f"{model}-GGUF")})
+    run_gguf(make_options("gguf", given), dry_run)
+
+
+def run_gguf(options: GgufOptions, dry_run: bool) -> None:
+    """`quantkit gguf` with its options made."""
     with console.status("loading torch and transformers"):
         quiet_libraries()
         from quantkit.checkpoint import open_checkpoint
@@ -51,11 +51,14 @@ def gguf(given: dict[str, Any], dry_run: DryRun = False) -> None:
     _print_outcome(outcome, options)
 
 
-@with_options(ImatrixOptions, leave_out=_NOT_FOR_IMATRIX)
+@with_options(ImatrixOptions, COMMANDS["imatrix"].leave_out)
 def imatrix(given: dict[str, Any]) -> None:
     """Write an importance matrix that has seen images, in llama.cpp's GGUF form, for any tool that reads one."""
-    model = given["model"].rstrip("/").split("/")[-1]
-    options = ImatrixOptions(**given | {"out": given["out"] or Path(f"{model}-imatrix.gguf")})
+    run_imatrix(make_options("imatrix", given))
+
+
+def run_imatrix(options: ImatrixOptions) -> None:
+    """`quantkit imatrix` with its options made."""
     with console.status("loading torch and transformers"):
         quiet_libraries()
         from quantkit.gguf.collect import collect_imatrix

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import Field, fields
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ import typer
 from quantkit.recipe import PANELS, Options, flag_of
 
 
-def with_options(kind: type[Options], leave_out: Sequence[str] = ()) -> Callable[[Callable[..., None]], Any]:
+def with_options(kind: type[Options], leave_out: Collection[str] = ()) -> Callable[[Callable[..., None]], Any]:
     """Decorates ``function(given, ...)``: the command takes the flags of `kind` and the function's own other arguments.
 
     `given` are the values of `kind` by field. `leave_out`: fields that this command has no flag for.

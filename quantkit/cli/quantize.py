@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from quantkit.cli.options import with_options
 from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
-from quantkit.recipe import KEPT_BITS, RUN, BnbOptions, CalibrationOptions, ModelOptions, QuantizeOptions
+from quantkit.recipe import COMMANDS, KEPT_BITS, RUN, BnbOptions, QuantizeOptions, make_options
 
 if TYPE_CHECKING:
     from quantkit.plan import Plan
@@ -21,36 +20,32 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print what would be done, sizes and memory; load nothing.", rich_help_panel=RUN),
 ]
-NEEDS_DATA = (
-    "solver", "scales", "act_order", "damping", "sequential", "tune", "stats", "save_stats", "budget", "budget_bits",
-)  # fmt: skip
-CALIBRATION = {one.name for one in fields(CalibrationOptions)} - {one.name for one in fields(ModelOptions)}
 
 
-@with_options(QuantizeOptions, leave_out=["scales"])
+@with_options(QuantizeOptions, COMMANDS["awq"].leave_out)
 def awq(given: dict[str, Any], dry_run: DryRun = False) -> None:
     """Quantize to 4 bits with activation-aware scales (AWQ), calibrated on images, video and text.
 
     Writes AutoAWQ's gemm layout, which Transformers and vLLM load. The vision tower, the mergers and the embedding stay
     as they are.
     """
-    _run(_options("awq", given), dry_run)
+    run_quantize(make_options("awq", given), dry_run)
 
 
-@with_options(QuantizeOptions)
+@with_options(QuantizeOptions, COMMANDS["gptq"].leave_out)
 def gptq(given: dict[str, Any], dry_run: DryRun = False) -> None:
     """Quantize to 2, 3, 4 or 8 bits, each column's error fed into the next ones (GPTQ), calibrated alike.
 
     Writes GPTQ's layout: Transformers loads all of it, vLLM the symmetric grids of 4 and 8 bits. The vision tower, the
     mergers and the embedding stay as they are.
     """
-    _run(_options("gptq", given), dry_run)
+    run_quantize(make_options("gptq", given), dry_run)
 
 
-@with_options(QuantizeOptions, leave_out=[*CALIBRATION, *NEEDS_DATA])
+@with_options(QuantizeOptions, COMMANDS["rtn"].leave_out)
 def rtn(given: dict[str, Any], dry_run: DryRun = False) -> None:
     """Round to nearest without any data: the baseline that every other method is measured against."""
-    _run(_options("rtn", given | {"solver": "rtn"}), dry_run)
+    run_quantize(make_options("rtn", given), dry_run)
 
 
 @with_options(BnbOptions)
@@ -60,7 +55,11 @@ def bnb(given: dict[str, Any], dry_run: DryRun = False) -> None:
     Needs the package bitsandbytes (pip install 'quantkit[bnb]'). The vision tower, the mergers and the embedding stay
     as they are.
     """
-    options = BnbOptions(**given | {"out": given["out"] or _default_out(given["model"], given["type"])})
+    run_bnb(make_options("bnb", given), dry_run)
+
+
+def run_bnb(options: BnbOptions, dry_run: bool) -> None:
+    """`quantkit bnb` with its options made."""
     with console.status("loading torch and transformers"):
         quiet_libraries()
         from quantkit.bnb import plan_bnb, quantize_bnb
@@ -74,15 +73,8 @@ def bnb(given: dict[str, Any], dry_run: DryRun = False) -> None:
     _print_outcome(outcome)
 
 
-def _options(method: str, given: dict[str, Any]) -> QuantizeOptions:
-    return QuantizeOptions(**given | {"method": method, "out": given["out"] or _default_out(given["model"], method)})
-
-
-def _default_out(model: str, method: str) -> Path:
-    return Path(f"{model.rstrip('/').split('/')[-1]}-{method.upper()}")
-
-
-def _run(options: QuantizeOptions, dry_run: bool) -> None:
+def run_quantize(options: QuantizeOptions, dry_run: bool) -> None:
+    """`quantkit awq`, `gptq` or `rtn` with its options made."""
     from quantkit.checkpoint import open_checkpoint
     from quantkit.plan import make_plan
 

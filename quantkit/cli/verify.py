@@ -2,146 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from quantkit.cli.options import with_options
 from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
 from quantkit.errors import QuantkitError
+from quantkit.recipe import VerifyCommandOptions
 
 if TYPE_CHECKING:
     from quantkit.verify.gates import Gate
     from quantkit.verify.report import Report
 
 GATE_FAILED = 3
-DATA, RUN, ENGINES, GATES, REPORTS = "Data", "Run", "Engines", "Gates", "Reports"
 
 Reference = Annotated[str, typer.Argument(help="The unquantized model: a folder, a hub id, or tiny.", metavar="REF")]
 Candidate = Annotated[
     str,
     typer.Argument(help="The quantized one: a folder, a hub id, a .gguf file; any name with --url.", metavar="QUANT"),
 ]
-Items = Annotated[
-    int | None,
-    typer.Option("--samples", min=1, help="Items to take, by modality. (default: all)", rich_help_panel=DATA),
-]
-Engine = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="dequantized: the file's weights in the reference model; transformers, vllm, llama.cpp, sglang, ollama: "
-        "the real runtime. May be repeated. (default: dequantized, llama.cpp for a .gguf)",
-        rich_help_panel=ENGINES,
-    ),
-]
-_LIMIT = "May be repeated, GROUP=NUMBER for one modality, mode or language."
-Limit = list[str] | None
 
 
-def _gate(what: str) -> Any:
-    return typer.Option(help=f"{what} {_LIMIT}", rich_help_panel=GATES, show_default=False)
-
-
-def verify(
-    reference: Reference,
-    candidate: Candidate,
-    data: Annotated[
-        str,
-        typer.Option(
-            help="heldout, anything --calib takes (answers are scored where given), or a benchmark: MMBench, OCRBench, "
-            "HallusionBench, MMMU, RefCOCO, Video-MME; NAME:SPLIT=FOLDER for a local copy.",
-            rich_help_panel=DATA,
-        ),
-    ] = "heldout",
-    samples: Items = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longer items are left out.", rich_help_panel=DATA)] = 2048,
-    downsample_mode: Annotated[
-        str, typer.Option(help="Visual token compression: 16x, 4x or both.", rich_help_panel=DATA)
-    ] = "16x",
-    max_slice_nums: Annotated[
-        int | None, typer.Option(min=1, help="Most slices an image is cut into.", rich_help_panel=DATA)
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Decides which items are taken.", rich_help_panel=DATA)] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Check the files only: seconds, no model is run.", rich_help_panel=RUN)
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest greedy answer.", rich_help_panel=RUN)] = 64,
-    dtype: Annotated[
-        str, typer.Option(help="float32 shows quantization alone; bfloat16 adds its own rounding.", rich_help_panel=RUN)
-    ] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.", rich_help_panel=RUN)] = "cpu",
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Where reference passes are kept. (default: ~/.cache/quantkit)", rich_help_panel=RUN),
-    ] = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Neither use nor keep a reference pass.", rich_help_panel=RUN)
-    ] = False,
-    engine: Engine = None,
-    engine_python: Annotated[
-        Path | None, typer.Option(help="Python of the environment that has vLLM.", rich_help_panel=ENGINES)
-    ] = None,
-    url: Annotated[
-        str | None, typer.Option(help="A running server: http://localhost:8000.", rich_help_panel=ENGINES)
-    ] = None,
-    served_name: Annotated[
-        str | None, typer.Option(help="The model's name at that server.", rich_help_panel=ENGINES)
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(help="Key of that server.", envvar="QUANTKIT_API_KEY", show_envvar=True, rich_help_panel=ENGINES),
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds without progress.", rich_help_panel=ENGINES)] = 600.0,
-    mmproj: Annotated[
-        Path | None, typer.Option(help="The vision file of a .gguf, where it cannot be told.", rich_help_panel=ENGINES)
-    ] = None,
-    max_kl: Annotated[Limit, _gate("Largest mean KL, nats.")] = None,
-    max_kl_p99: Annotated[Limit, _gate("Largest 99th percentile of KL, nats.")] = None,
-    min_top1: Annotated[Limit, _gate("Smallest share of equal first choices.")] = None,
-    max_accuracy_drop: Annotated[Limit, _gate("Largest loss of score, as a share.")] = None,
-    min_agreement: Annotated[Limit, _gate("Smallest share of equal greedy answers.")] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="YAML with a section gates; options here come first.", rich_help_panel=GATES)
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder (or .json) for report.json, .md and .html. (default: QUANT, ./ for a hub id or .gguf)",
-            rich_help_panel=REPORTS,
-        ),
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(help="Write the gates and checks as JUnit XML.", rich_help_panel=REPORTS)
-    ] = None,
-) -> None:
+@with_options(VerifyCommandOptions)
+def verify(given: dict[str, Any], reference: Reference, candidate: Candidate) -> None:
     """Measure what a quantized model lost, on held-out images, video and text.
 
     Checks the files first, then runs both models: KL divergence, agreement, accuracy, free-running answers, each with
     its interval. Writes report.json, report.md and report.html. Exit code 3: a fault was found or a gate was missed.
     """
-    given = {
-        "max_kl": max_kl, "max_kl_p99": max_kl_p99, "min_top1": min_top1, "max_accuracy_drop": max_accuracy_drop,
-        "min_agreement": min_agreement,
-    }  # fmt: skip
-    engines = tuple(engine or (["llama.cpp"] if _is_gguf(candidate) else ["dequantized"]))
+    options = VerifyCommandOptions(**given)
     with console.status("loading torch and transformers"):
         quiet_libraries()
-        from quantkit.verify import verify as run
-    gates = _gates(given, recipe)
-    target = _report_target(report, candidate)
-    with progress() as bars:
-        result = run(
-            reference, candidate, data, engine=engines, progress=bars, samples=samples, max_tokens=max_tokens,
-            downsample_mode=downsample_mode, max_slice_nums=max_slice_nums, seed=seed, quick=quick,
-            max_new_tokens=max_new_tokens, dtype=dtype, device=device, gates=gates, url=url,
-            engine_python=engine_python, served_name=served_name, api_key=api_key, timeout=timeout, mmproj=mmproj,
-            cache=None if no_cache else (cache or default_cache()),
-        )  # fmt: skip
-    _print_report(result)
-    _write(result, target, junit)
-    if result.verdict.status == "fail":
+        from quantkit.verify.gates import read_recipe
+    inherited = read_recipe(options.recipe) if options.recipe is not None else []
+    if measure(reference, candidate, options, inherited) == "fail":
         raise typer.Exit(GATE_FAILED)
+
+
+def measure(reference: str, candidate: str | Path, options: VerifyCommandOptions, inherited: Sequence[Gate]) -> str:
+    """Verify, show and write the report; gives the verdict's status."""
+    from quantkit.verify.asked import all_gates, verify_as_asked
+
+    all_gates(options, inherited)  # what is wrong with them, before the work
+    target = _report_target(options.report, str(candidate))
+    with progress() as bars:
+        result = verify_as_asked(
+            reference, candidate, options, inherited=inherited, cache=default_cache(), progress=bars
+        )
+    _print_report(result)
+    _write(result, target, options.junit)
+    return result.verdict.status
 
 
 def compare(
@@ -182,28 +96,14 @@ def _labels(paths: list[Path]) -> list[str]:
     raise QuantkitError("compare: the same report is named twice")
 
 
-def _is_gguf(candidate: str) -> bool:
-    path = Path(candidate).expanduser()
-    if path.is_dir():
-        return not (path / "config.json").exists() and any(path.glob("*.gguf"))
-    return path.suffix == ".gguf"
-
-
-def _gates(given: dict[str, list[str] | None], recipe: Path | None) -> tuple[Gate, ...]:
-    from quantkit.verify.gates import parse, read_recipe
-
-    stated = [parse(name, text) for name, texts in given.items() for text in texts or ()]
-    places = {(gate.name, gate.group) for gate in stated}
-    inherited = read_recipe(recipe) if recipe is not None else []
-    return tuple(stated + [gate for gate in inherited if (gate.name, gate.group) not in places])
-
-
 def _report_target(report: Path | None, candidate: str) -> Path:
     """report.json's path; checked before the work, not after it."""
+    from quantkit.verify.asked import is_gguf
+
     target = report
     if target is None:
         path = Path(candidate).expanduser()
-        target = path if path.is_dir() and not _is_gguf(candidate) else Path()
+        target = path if path.is_dir() and not is_gguf(candidate) else Path()
     if target.suffix != ".json":
         target = target / "report.json"
     if target.parent.exists() and not target.parent.is_dir():
@@ -212,18 +112,9 @@ def _report_target(report: Path | None, candidate: str) -> Path:
 
 
 def _write(result: Report, target: Path, junit: Path | None) -> None:
-    from quantkit.report import write_html, write_junit, write_markdown
+    from quantkit.report import write_report
 
-    try:
-        result.save(target)
-        write_markdown(result, target.with_suffix(".md"))
-        write_html(result, target.with_suffix(".html"))
-        if junit is not None:
-            write_junit(result, junit)
-    except OSError as error:
-        raise QuantkitError(
-            f"{error.filename or target}: cannot be written ({error.strerror}); see --report"
-        ) from error
+    write_report(result, target, junit)
     console.print(
         f"report: {target}, {target.with_suffix('.md').name}, {target.with_suffix('.html').name}",
         highlight=False, soft_wrap=True, markup=False,

@@ -1,20 +1,16 @@
-"""One schema for every option: name, type, default, help and limits stand here once, for the command line and Python.
-
-Plain dataclasses, so that nothing heavy is imported before a command runs. `quantkit.cli.options` makes the flags of a
-command from the fields; making an object checks limits and choices.
-"""
+"""Options of each method: what `quantkit awq`, `gptq`, `rtn`, `bnb`, `gguf` and `imatrix` ask."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from quantkit.errors import QuantkitError
+from quantkit.recipe.common import StatisticsOptions, WriteOptions
+from quantkit.recipe.fields import DATA, GRID, RUN, flag_of, option, parse_budget, parse_size, parse_widths
 
-DownsampleMode = Literal["16x", "4x", "both"]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Solver = Literal["rtn", "gptq", "refine"]
 MethodFormat = Literal["awq", "gptq", "compressed-tensors"]
 BnbType = Literal["nf4", "fp4", "int8"]
@@ -23,187 +19,10 @@ GgufSolver = Literal["rtn", "imatrix", "refine"]
 Mixture = Literal["quantkit", "llama.cpp"]
 Preset = Literal["linear-attention"]
 
-PANELS = MODEL, GRID, DATA, PICTURES, RUN = "Model", "Grid", "Calibration", "Pictures and clips", "Run"
 BLOCK_SIZES = (32, 64, 128, 256, 512)
 _BLOCK_WORDS = "32, 64, 128, 256 or 512"
-_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 KEPT_BITS = 16  # of what stays as it is, in --budget-bits
-SAMPLES = 128  # conversations, where neither a count nor a token budget is asked for
-
-
-def option(
-    default: Any,
-    help_text: str,
-    panel: str,
-    *,
-    choices: tuple[str, ...] = (),
-    least: int | None = None,
-    flag: str | None = None,
-    short: str | None = None,
-    envvar: str | None = None,
-    place: bool = False,
-    late: bool = False,
-) -> Any:
-    """A field of an options class. `flag`: its name on the command line where that differs ("--a/--b" for a choice of
-    two); `place`: names a place, a secret or a way of running: no part of what makes the bytes; `late`: listed at the
-    end of its panel."""
-    notes = {"help": help_text, "panel": panel, "choices": choices, "least": least, "flag": flag, "short": short,
-             "envvar": envvar, "place": place, "late": late}  # fmt: skip
-    return field(default=default, metadata=notes, repr=envvar is None)
-
-
-def flag_of(name: str) -> str:
-    """How a field is called on the command line."""
-    return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Checks its fields against their limits; raises `QuantkitError` naming the flag."""
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            value, notes = getattr(self, one.name), one.metadata
-            if notes.get("choices") and value is not None and value not in notes["choices"]:
-                raise QuantkitError(f"{flag_of(one.name)} {value!r}: use {' or '.join(notes['choices'])}")
-            if notes.get("least") is not None and value is not None and value < notes["least"]:
-                raise QuantkitError(f"{flag_of(one.name)} {value}: must be at least {notes['least']}")
-
-    def provenance(self) -> dict[str, object]:
-        """What ``quantkit.json`` records: the options that decide the bytes, none that names a place or a secret."""
-        places = {one.name for one in fields(self) if one.metadata.get("place")}
-        return {name: value for name, value in asdict(self).items() if name not in places}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions(Options):
-    """Which checkpoint."""
-
-    model: str = option("tiny", "A folder, a hub id (openbmb/MiniCPM-V-4.6), or tiny.", MODEL, short="-m", place=True)
-    revision: str | None = option(None, "Branch, tag or commit of a hub id.", MODEL)
-    token: str | None = option(None, "Hub token. (default: the hub's own login)", MODEL, envvar="HF_TOKEN", place=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteOptions(ModelOptions):
-    """What every command that writes a checkpoint asks: where to, what stays unquantized and in which dtype."""
-
-    out: Path | None = option(None, "Folder to write. (default: ./MODEL-METHOD)", RUN, short="-o", place=True)
-    keep: tuple[str, ...] = option(
-        (), "Leave these layers unquantized: a part of their name, * allowed. May be repeated.", GRID
-    )
-    device: str = option("cpu", "cpu, cuda, cuda:1.", RUN, place=True)
-    dtype: Dtype = option(
-        "auto",
-        "Of what stays unquantized, and of the calibration pass: auto (the source's), bfloat16, float16, float32.",
-        RUN,
-        choices=("auto", "bfloat16", "float16", "float32"),
-    )
-    max_shard_size: str = option("5GB", "Largest weight file, as 5GB or 500MB.", RUN)
-    overwrite: bool = option(False, "Replace an existing folder, once the new one is complete.", RUN, place=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        parse_size(self.max_shard_size, "--max-shard-size")
-
-    @property
-    def max_shard_bytes(self) -> int:
-        return parse_size(self.max_shard_size, "--max-shard-size")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationOptions(ModelOptions):
-    """Which conversations, and how the model sees them."""
-
-    calib: tuple[str, ...] = option(
-        ("bundled",),
-        "bundled, photos, a folder of images, a .jsonl, .json, .parquet or .csv of chats, or a data set's id; with "
-        ",weight=2 and other settings behind commas (see README). May be repeated.",
-        DATA,
-    )
-    samples: int | None = option(
-        None, f"Conversations to calibrate on. (default: {SAMPLES}, or as the budget allows)", DATA, least=1
-    )
-    token_budget: int | None = option(None, "Tokens to calibrate on in all, visual ones included.", DATA, least=1)
-    max_tokens: int = option(2048, "Longest conversation, visual tokens included.", DATA, least=1)
-    seed: int = option(0, "Decides which conversations are taken.", DATA)
-    skip_bad: bool = option(False, "Leave bad rows out and count them, instead of stopping at the first.", DATA)
-    eval_data: str = option(
-        "heldout",
-        "The data that the variant will be measured on, as in --calib (no benchmark's name); nothing of it is used.",
-        DATA,
-    )
-    allow_overlap: bool = option(False, "Calibrate although some of it is in --eval-data.", DATA)
-    private_urls: bool = option(False, "Fetch pictures from addresses of a private network, too.", DATA, place=True)
-    cache: Path | None = option(None, "Where prepared samples are kept. (default: ~/.cache/quantkit)", DATA, place=True)
-    no_cache: bool = option(False, "Neither use nor keep prepared samples.", DATA, place=True)
-
-    downsample_mode: DownsampleMode = option(
-        "16x",
-        "Visual token compression: 16x, 4x or both, half of the samples each.",
-        PICTURES,
-        choices=("16x", "4x", "both"),
-    )
-    max_slice_nums: int | None = option(
-        None, "Most slices an image is cut into. (default: the processor's)", PICTURES, least=1
-    )
-    max_num_frames: int | None = option(
-        None, "Most frames taken of a video. (default: the processor's)", PICTURES, least=1
-    )
-    stack_frames: int | None = option(
-        None, "Frames of a second stacked into one picture. (default: the processor's)", PICTURES, least=1
-    )
-    use_image_id: bool | None = option(None, "Number the pictures in the prompt. (default: the processor's)", PICTURES)
-    enable_thinking: bool | None = option(
-        None, "Prompt for a reasoning part. (default: where the answer carries one)", PICTURES
-    )
-
-    def __post_init__(self) -> None:
-        if isinstance(self.calib, str):
-            object.__setattr__(self, "calib", (self.calib,))
-        if self.samples is None and self.token_budget is None:
-            object.__setattr__(self, "samples", SAMPLES)
-        super().__post_init__()
-
-    def provenance(self) -> dict[str, object]:
-        # of local data only its own name
-        return super().provenance() | {
-            "calib": [Path(source).name for source in self.calib],
-            "eval_data": Path(self.eval_data).name,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatisticsOptions(CalibrationOptions, WriteOptions):
-    """What every method asks that looks at the statistics of linear inputs."""
-
-    scales: bool = option(
-        True,
-        "Fold activation-aware scales (AWQ) into what feeds each input.",
-        GRID,
-        flag="--scales/--no-scales",
-        late=True,
-    )
-    act_order: bool = option(
-        True,
-        "Round important columns first; groups stay where they are.",
-        GRID,
-        flag="--act-order/--no-act-order",
-        late=True,
-    )
-    damping: float = option(0.01, "Added to the Gram matrix, as a share of its mean diagonal.", GRID, late=True)
-    save_stats: Path | None = option(None, "Keep the calibration statistics in this folder.", DATA, place=True)
-    stats: Path | None = option(
-        None, "Use statistics kept by --save-stats: no pass is made for them.", DATA, place=True
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.damping < 1:
-            raise QuantkitError(f"--damping {self.damping}: must lie between 0 and 1")
-        if self.save_stats is not None and self.stats is not None:
-            raise QuantkitError("--stats and --save-stats exclude each other: statistics that are read need no saving")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,36 +283,3 @@ class BnbOptions(WriteOptions):
     @property
     def bits(self) -> int:
         return 8 if self.type == "int8" else 4
-
-
-def parse_budget(text: str) -> tuple[float | None, int | None]:
-    """``4.5bpw`` -> (4.5, None), bits a weight; ``1.7GB`` -> (None, bytes)."""
-    number = text[:-3]
-    if text.lower().endswith("bpw"):
-        if not _NUMBER.fullmatch(number) or float(number) <= 0:
-            raise QuantkitError(f"--budget {text!r}: write it as 4.5bpw, or as a size: 1.7GB")
-        return float(number), None
-    try:
-        return None, parse_size(text, "--budget")
-    except QuantkitError as error:
-        raise QuantkitError(f"--budget {text!r}: write it as 4.5bpw, or as a size: 1.7GB") from error
-
-
-def parse_widths(text: str) -> tuple[int, ...]:
-    """``3,4,16`` -> (3, 4, 16), in ascending order, each once."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(_NUMBER.fullmatch(part) and "." not in part for part in parts):
-        raise QuantkitError(f"--budget-bits {text!r}: write it as 3,4,8,16")
-    return tuple(sorted({int(part) for part in parts}))
-
-
-def parse_size(text: str, flag: str) -> int:
-    """Bytes of a size written as 5GB or 500MB; raises `QuantkitError` naming the flag."""
-    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-    number, unit = text[:-2], text[-2:].upper()
-    if unit not in units or not _NUMBER.fullmatch(number) or float(number) <= 0:
-        raise QuantkitError(f"{flag} {text!r}: write it as 5GB or 500MB")
-    return int(float(number) * units[unit])
-
-
-DEFAULTS = QuantizeOptions()

@@ -1,0 +1,52 @@
+"""`verify` as the command line, a recipe or a sweep asks for it: options in, a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantkit.recipe import LIMITS, MeasureOptions
+from quantkit.verify import gates
+from quantkit.verify.gates import Gate
+from quantkit.verify.run import Progress, verify
+
+if TYPE_CHECKING:
+    from quantkit.recipe import VerifyCommandOptions
+    from quantkit.verify.report import Report
+
+
+def is_gguf(candidate: str | Path) -> bool:
+    """Whether a candidate is a .gguf file or a folder of them."""
+    path = Path(candidate).expanduser()
+    if path.is_dir():
+        return not (path / "config.json").exists() and any(path.glob("*.gguf"))
+    return path.suffix == ".gguf"
+
+
+def all_gates(options: VerifyCommandOptions, inherited: Sequence[Gate] = ()) -> tuple[Gate, ...]:
+    """The limits of the options, and those of a recipe for figures and groups that the options do not name."""
+    stated = [gates.parse(name, text) for name in LIMITS for text in getattr(options, name)]
+    places = {(gate.name, gate.group) for gate in stated}
+    return tuple(stated + [gate for gate in inherited if (gate.name, gate.group) not in places])
+
+
+def verify_as_asked(
+    original: str | Path,
+    candidate: str | Path,
+    options: VerifyCommandOptions,
+    *,
+    inherited: Sequence[Gate] = (),
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run `verify` under ``options``; ``cache``: where reference passes are kept if these name no place of their own.
+
+    Raises QuantkitError as `verify` does.
+    """
+    given = {one.name: getattr(options, one.name) for one in fields(MeasureOptions)}
+    given["cache"] = None if options.no_cache else (options.cache or cache)
+    engine = options.engine or (("llama.cpp",) if is_gguf(candidate) else ("dequantized",))
+    found = all_gates(options, inherited)
+    return verify(original, candidate, options.data, engine=engine, progress=progress, gates=found, **given)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal
 
 from quantkit.errors import QuantkitError
@@ -276,7 +277,8 @@ def select_kept(model: ModelMap, patterns: Sequence[str]) -> tuple[set[str], dic
         found = {name for name in names if fnmatch.fnmatchcase(name, f"*{pattern}*")}
         if not found:
             raise QuantkitError(
-                f"--keep {pattern!r} matches no quantizable linear; names look like {names[0]} (see --dry-run)"
+                f"--keep {pattern!r} matches no quantizable linear{_nearest(pattern, names)}; names look like {names[0]} "
+                "(see --dry-run)"
             )
         kept |= found
     along: dict[str, str] = {}
@@ -286,6 +288,13 @@ def select_kept(model: ModelMap, patterns: Sequence[str]) -> tuple[set[str], dic
             if linear in fused:
                 along |= {prefix + other: name for other in fused if prefix + other not in kept}
     return kept | set(along), along
+
+
+def _nearest(pattern: str, names: Sequence[str]) -> str:
+    parts = {"layers." + name.removeprefix(LAYERS_PREFIX) for name in names}
+    parts |= {".".join(name.split(".")[-count:]) for name in names for count in (1, 2)}
+    close = get_close_matches(pattern.strip("*."), sorted(parts), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def sglang_names(kept: Iterable[str]) -> set[str]:

@@ -1,10 +1,13 @@
-"""quantkit.json: what made a variant. No time and no path, so that the same run gives the same bytes."""
+"""quantkit.json: what made a variant, so that `quantkit reproduce` can make it again.
+
+No path and no date; `seconds`, by phase, is the one entry that differs between two runs of the same recipe.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import quantkit
+from quantkit.recipe import recorded
 
 if TYPE_CHECKING:
     from quantkit.calibration import Mix
@@ -23,9 +27,17 @@ PACKAGES = ("torch", "transformers")
 
 
 def provenance(
-    checkpoint: Checkpoint, options: WriteOptions, layout: str, mix: Mix | None, packages: Sequence[str] = PACKAGES
+    checkpoint: Checkpoint,
+    options: WriteOptions,
+    layout: str,
+    mix: Mix | None,
+    seconds: Mapping[str, float],
+    packages: Sequence[str] = PACKAGES,
 ) -> dict[str, Any]:
-    """What every variant records: source, options, file layout, data, versions."""
+    """What every variant records: source, resolved recipe, file layout, data, versions, timings.
+
+    seconds: by phase, of the run so far.
+    """
     return {
         "quantkit": quantkit.__version__,
         "source": {
@@ -34,7 +46,7 @@ def provenance(
             "revision": checkpoint.revision,
             "fingerprint": checkpoint.fingerprint(),
         },
-        "options": options.provenance(),
+        "recipe": recorded(options),
         "format": layout,
         "calibration": {
             "fingerprint": mix.fingerprint if mix else None,
@@ -47,6 +59,8 @@ def provenance(
             "skipped": len(mix.skipped) if mix else 0,
         },
         "versions": {package: torch.__version__ if package == "torch" else version(package) for package in packages},
+        "threads": torch.get_num_threads(),
+        "seconds": {phase: round(count, 3) for phase, count in seconds.items()},
     }
 
 

@@ -310,7 +310,7 @@ def write_provenance(
     packages: Sequence[str] = PACKAGES,
 ) -> None:
     """quantkit.json: what made these files."""
-    content = provenance(checkpoint, options, plan.format, mix, packages) | {
+    content = provenance(checkpoint, options, plan.format, mix, outcome.seconds, packages) | {
         "kept": sorted(plan.kept),
         **_spent(outcome.spending),
         **_tuned(outcome.tuning),

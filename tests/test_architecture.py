@@ -48,9 +48,10 @@ ALLOWED = {
         "methods", "model", "output", "plan", "provenance", "quantize", "recipe", "sensitivity", "statistics",
         "tensorfile",
     },
+    "reproduce": {"errors", "recipe"},
     "cli": {
         "bnb", "calibration", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe", "report",
-        "verify",
+        "reproduce", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

@@ -236,7 +236,7 @@ def test_ctrl_c_while_torch_unwinds_is_still_ctrl_c(run: Run, monkeypatch: pytes
         finally:
             raise AssertionError("torch's own mode stack")
 
-    monkeypatch.setattr("quantkit.cli.quantize._run", broken)
+    monkeypatch.setattr("quantkit.cli.quantize.run_quantize", broken)
     code, _, err = run("awq")
     assert code == 130 and "interrupted" in err
 
@@ -245,7 +245,7 @@ def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("quantkit.cli.quantize._run", broken)
+    monkeypatch.setattr("quantkit.cli.quantize.run_quantize", broken)
     with pytest.raises(ZeroDivisionError):
         run("awq")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import re
 import shutil
@@ -19,8 +18,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from make_checkpoint import published_checkpoint
 
-from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.formats.gguf.container import FilePlan, TensorInfo, Value, plan_files
 from quantkit.formats.gguf.types import TYPES
 from quantkit.gguf.inventory import GgufInventory, memory_budget, take_gguf_inventory
@@ -44,26 +43,6 @@ server = xllamacpp.Server(params)
 sys.stderr.flush()
 os._exit(0)
 """
-
-
-def published_checkpoint(folder: Path) -> Checkpoint:
-    """A checkpoint of the published shapes, its data a hole: enough to plan from."""
-    from make_checkpoint import PROCESSOR, build_config, copy_side_files, parameter_shapes, token_ids
-
-    source = open_checkpoint("tiny")
-    config = build_config("full", token_ids(source.path))
-    folder.mkdir()
-    copy_side_files(source, folder, PROCESSOR["full"])
-    config.save_pretrained(folder)
-    header, end = {}, 0
-    for name, shape in parameter_shapes(config).items():
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + 2 * math.prod(shape)]}
-        end += 2 * math.prod(shape)
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    return open_checkpoint(folder, verify_checksums=False)
 
 
 def write_planned(folder: Path, plan: FilePlan) -> Path:

@@ -343,5 +343,5 @@ def test_a_template_that_ollama_cannot_follow_is_a_note(run: Run, tmp_path: Path
 
 
 def test_what_was_not_done_is_not_recorded(rounded: Path) -> None:
-    options = json.loads((rounded / "quantkit.json").read_text())["options"]
+    options = json.loads((rounded / "quantkit.json").read_text())["recipe"]
     assert options["solver"] == "rtn" and not {"samples", "calib", "scales", "keep", "dtype"} & set(options)

@@ -12,6 +12,7 @@ from quantkit.cli.calib import calib
 from quantkit.cli.gguf import gguf, imatrix
 from quantkit.cli.inspect import inspect
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
+from quantkit.cli.recipe import PASS_ON, recipe, reproduce, run
 from quantkit.cli.shared import console, errors, escape
 from quantkit.cli.verify import compare, verify
 from quantkit.errors import QuantkitError
@@ -48,6 +49,9 @@ app.command(epilog="Example: quantkit rtn --model tiny --out tiny-rtn")(rtn)
 app.command(epilog="Example: quantkit bnb --model openbmb/MiniCPM-V-4.6 --type nf4 --out MiniCPM-V-4.6-NF4")(bnb)
 app.command(epilog="Example: quantkit gguf --model openbmb/MiniCPM-V-4.6 --type Q4_K_M --out MiniCPM-V-4.6-GGUF")(gguf)
 app.command(epilog="Example: quantkit imatrix --model openbmb/MiniCPM-V-4.6 --out imatrix.gguf")(imatrix)
+app.command(context_settings=PASS_ON, epilog="Example: quantkit run recipes/awq.yaml --model tiny --out tiny-AWQ")(run)
+app.command(context_settings=PASS_ON, epilog="Example: quantkit reproduce tiny-AWQ")(reproduce)
+app.add_typer(recipe)
 app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
 app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)

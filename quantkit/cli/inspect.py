@@ -183,7 +183,7 @@ def _print_provenance(found: Inventory) -> None:
     made = found.provenance
     if not made:
         return
-    given = made.get("options")
+    given = made.get("recipe")
     options: dict[str, Any] = given if isinstance(given, dict) else {}
     shown = [f"{key} {options[key]}" for key in ("method", "solver", "samples", "seed") if options.get(key) is not None]
     _line(f"made by: quantkit {made.get('quantkit', '?')}; {', '.join(shown)}")

@@ -19,7 +19,8 @@ def quiet_libraries() -> None:
     """Notes of transformers and bitsandbytes on optional kernels are no news to somebody who quantizes."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -333,7 +333,7 @@ def _modelfiles(checkpoint: Checkpoint, plan: GgufPlan, outcome: GgufOutcome) ->
 
 
 def _write_provenance(checkpoint: Checkpoint, options: GgufOptions, outcome: GgufOutcome, folder: Path) -> None:
-    content = provenance(checkpoint, options, "gguf", outcome.data.mix if outcome.data else None)
+    content = provenance(checkpoint, options, "gguf", outcome.data.mix if outcome.data else None, outcome.seconds)
     if outcome.matrix:
         content["imatrix"] = outcome.matrix
     if outcome.data is not None:

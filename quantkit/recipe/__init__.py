@@ -4,7 +4,7 @@ Plain dataclasses, so that nothing heavy is imported before a command runs. `qua
 command from the fields, `recipe.document` what a recipe in YAML may say; making an object checks limits and choices.
 """
 
-from quantkit.recipe.commands import COMMANDS, Command, make_options
+from quantkit.recipe.commands import COMMANDS, Command, command_of, make_options, recorded
 from quantkit.recipe.common import SAMPLES, CalibrationOptions, ModelOptions, StatisticsOptions, WriteOptions
 from quantkit.recipe.fields import (
     DATA,
@@ -40,10 +40,12 @@ __all__ = [
     "StatisticsOptions",
     "VerifyCommandOptions",
     "WriteOptions",
+    "command_of",
     "flag_of",
     "make_options",
     "option",
     "parse_budget",
     "parse_size",
     "parse_widths",
+    "recorded",
 ]

@@ -55,3 +55,21 @@ def make_options(method: str, given: Mapping[str, Any]) -> Any:
         suffix = command.suffix.format(type=str(options.get("type", BnbOptions.type)).upper())
         options["out"] = Path(model + suffix)
     return command.kind(**options)
+
+
+def command_of(options: Options) -> str:
+    """The command whose options these are."""
+    method = getattr(options, "method", None)
+    return (
+        str(method)
+        if method in COMMANDS
+        else next(name for name, command in COMMANDS.items() if isinstance(options, command.kind))
+    )
+
+
+def recorded(options: Options) -> dict[str, object]:
+    """The resolved recipe as ``quantkit.json`` has it: the method and every option that decides the bytes, but for the
+    model, which is recorded as the source."""
+    method = command_of(options)
+    names = set(COMMANDS[method].option_names())
+    return {"method": method} | {name: value for name, value in options.provenance().items() if name in names}

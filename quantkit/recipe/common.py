@@ -106,11 +106,26 @@ class CalibrationOptions(ModelOptions):
         super().__post_init__()
 
     def provenance(self) -> dict[str, object]:
-        # of local data only its own name
         return super().provenance() | {
-            "calib": [Path(source).name for source in self.calib],
-            "eval_data": Path(self.eval_data).name,
+            "calib": [_public(source) for source in self.calib],
+            "eval_data": _public(self.eval_data),
         }
+
+
+def _public(source: str) -> str:
+    """Of local data only its own name; what can be had anywhere as it is."""
+    pieces = source.split(",")
+    local = source.startswith((".", "/", "~")) or any(
+        _is_path(",".join(pieces[:count])) for count in range(1, len(pieces) + 1)
+    )
+    return Path(source).name if local else source
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, no such home
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

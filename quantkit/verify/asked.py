@@ -25,6 +25,18 @@ def is_gguf(candidate: str | Path) -> bool:
     return path.suffix == ".gguf"
 
 
+def measured_files(out: Path) -> list[tuple[Path, Path]]:
+    """What of a variant's folder is measured, and where the report goes: the folder itself, or each text file of GGUF
+    ones, whose report has the file's name where there are several."""
+    texts = [path for path in sorted(out.glob("*.gguf")) if not path.name.startswith("mmproj")]
+    texts = [path for path in texts if "-of-" not in path.stem or "-00001-of-" in path.stem]
+    if not is_gguf(out):
+        return [(out, out / "report.json")]
+    if len(texts) == 1:
+        return [(texts[0], out / "report.json")]
+    return [(path, out / f"report-{path.stem}.json") for path in texts]
+
+
 def all_gates(options: VerifyCommandOptions, inherited: Sequence[Gate] = ()) -> tuple[Gate, ...]:
     """The limits of the options, and those of a recipe for figures and groups that the options do not name."""
     stated = [gates.parse(name, text) for name in LIMITS for text in getattr(options, name)]

@@ -13,9 +13,10 @@ items ("image=0.01"): a modality, a mode ("16x") or a language ("zh").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from quantkit.errors import QuantkitError
 from quantkit.verify.report import EngineResult, GateResult, Group
@@ -73,6 +74,14 @@ def read_recipe(path: Path) -> list[Gate]:
     section = content.get("gates") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise QuantkitError(f"{path}: has no section gates (gates: followed by limits such as max_kl: 0.01)")
+    try:
+        return from_section(section)
+    except QuantkitError as error:
+        raise QuantkitError(f"{path}: {error}") from error
+
+
+def from_section(section: Mapping[str, Any]) -> list[Gate]:
+    """The gates of a section `gates`; raises QuantkitError naming the limit."""
     found = []
     for name, limits in section.items():
         for group, limit in limits.items() if isinstance(limits, dict) else [("all", limits)]:
@@ -81,11 +90,11 @@ def read_recipe(path: Path) -> list[Gate]:
             except (TypeError, ValueError):
                 number = math.nan
             if math.isnan(number):
-                raise QuantkitError(f"{path}: gates.{name}: {limit!r} is no number")
+                raise QuantkitError(f"gates.{name}: {limit!r} is no number")
             try:
                 found.append(Gate(str(name), number, str(group)))
             except QuantkitError as error:
-                raise QuantkitError(f"{path}: gates.{name}: {error}") from error
+                raise QuantkitError(f"gates.{name}: {error}") from error
     return found
 
 

@@ -277,8 +277,8 @@ def select_kept(model: ModelMap, patterns: Sequence[str]) -> tuple[set[str], dic
         found = {name for name in names if fnmatch.fnmatchcase(name, f"*{pattern}*")}
         if not found:
             raise QuantkitError(
-                f"--keep {pattern!r} matches no quantizable linear{_nearest(pattern, names)}; names look like {names[0]} "
-                "(see --dry-run)"
+                f"--keep {pattern!r} matches no quantizable linear{_nearest(pattern, names)}; names look like "
+                f"{names[0]} (see --dry-run)"
             )
         kept |= found
     along: dict[str, str] = {}

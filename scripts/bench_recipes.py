@@ -66,7 +66,7 @@ def loss(recipe: Path, out: Path) -> str:
         report = verify_as_asked("tiny", candidate, VerifyCommandOptions(max_new_tokens=1))
         group = next(one for one in report.engines[0].groups if one.value == "all")
         assert group.answer is not None
-        losses[candidate.stem] = f"{group.answer.kl_mean.value * 1000:.2g}"
+        losses[candidate.name.removesuffix(".gguf")] = f"{group.answer.kl_mean.value * 1000:.2g}"
     if found.method == "gguf":
         return "loss on tiny " + ", ".join(losses[f"tiny-{kind}"] for kind in options.type)
     return f"loss on tiny {losses[out.name]}"

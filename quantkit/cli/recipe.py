@@ -194,6 +194,8 @@ def reproduce(
     typed, _dry_run = _typed(made.method, context.args)
     with tempfile.TemporaryDirectory(prefix="quantkit-") as place:
         again = keep if keep is not None else Path(place) / "again"
+        if "imatrix" in made.content and "imatrix" not in typed:
+            raise QuantkitError(f"{folder}: was rounded with an importance matrix; name its file with --imatrix")
         options = made.options(typed, again)
         with console.status("loading torch and transformers"):
             quiet_libraries()
@@ -211,6 +213,9 @@ def reproduce(
         console.quiet = True  # the run's own table is about a place that nobody needs
         try:
             execute(made.method, options, dry_run=False)
+        except QuantkitError as error:
+            hint = f"; {folder} holds no paths: name what lay on the maker's machine, as --calib FILE or --stats DIR"
+            raise error if "calib" in typed else QuantkitError(f"{error}{hint}") from error
         finally:
             console.quiet = False
         found = differences(folder, again)

@@ -37,7 +37,7 @@ def recipe_model(method: str) -> type[BaseModel]:
         Field(default=None, description="Measure what was lost, with these options of quantkit verify."),
     )
     own["gates"] = (gates_model() | None, Field(default=None, description="Limits; exit code 3 where one is missed."))
-    return _create(f"{method} recipe", own)
+    return _create(f"{method}_recipe", own)
 
 
 def verify_model() -> type[BaseModel]:

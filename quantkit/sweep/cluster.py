@@ -1,0 +1,100 @@
+"""A sweep on a Ray cluster: one task a pass of statistics, one a cell, results through the sweep's folder.
+
+The folder has to be one that all nodes see under the same path, and so has the model, unless it is a hub id. A task
+whose worker or node dies is started again elsewhere: everything is written whole or not at all, so a second try finds
+nothing half done. GPUs are resources: a cell with `device: cuda` takes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import QuantkitError
+from quantkit.sweep.local import Told, shared_statistics
+from quantkit.sweep.plan import Cell, Sweep
+from quantkit.sweep.store import Done, Store
+from quantkit.sweep.work import Planned, gather_statistics, run_cell
+
+TRIES = 3  # after the first, for a worker or a node that dies
+
+
+def run_on_ray(
+    sweep: Sweep,
+    cells: Sequence[Cell],
+    planned: Mapping[str, Planned],
+    store: Store,
+    cache: Path | None,
+    told: Told,
+    *,
+    address: str,
+    cpus: float = 1,
+) -> None:
+    """Do ``cells`` on the cluster at ``address`` ("auto": the one that this machine belongs to; "local": a new one).
+
+    cpus: that each task takes. Raises QuantkitError where Ray is not installed or not to be reached.
+    """
+    ray = _connect(address)
+    try:
+        gpus = {cell.name: 1 if str(getattr(cell.options, "device", "cpu")).startswith("cuda") else 0 for cell in cells}
+        settings = {"num_cpus": cpus, "max_retries": TRIES, "retry_exceptions": False}
+        passes = {
+            key: ray.remote(_gather).options(**settings, num_gpus=gpus[cell.name], name=f"statistics {key}").remote(
+                cell, store.statistics(key), cache
+            )
+            for key, cell in shared_statistics(cells, planned).items()
+        }  # fmt: skip
+        waiting = {}
+        for cell in cells:
+            key = planned[cell.name].statistics
+            after = passes.get(key) if key is not None else None
+            folder = store.statistics(key) if key is not None and after is not None else None
+            task = ray.remote(_cell).options(**settings, num_gpus=gpus[cell.name], name=cell.name)
+            waiting[task.remote(sweep, cell, store, folder, cache, after)] = cell
+        while waiting:
+            for reference in ray.wait(list(waiting), num_returns=1)[0]:
+                cell = waiting.pop(reference)
+                told(cell, _result(ray, reference, sweep, cell, store))
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise QuantkitError("--ray: needs Ray: pip install 'quantkit[ray]'") from error
+    settings = {"include_dashboard": False} if address == "local" else {"address": address}
+    try:
+        ray.init(log_to_driver=False, **settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise QuantkitError(f"--ray {address}: no cluster to be reached ({why})") from error
+    return ray
+
+
+def _gather(cell: Cell, folder: Path, cache: Path | None) -> float:
+    return gather_statistics(cell, folder, cache, _silent)
+
+
+def _cell(sweep: Sweep, cell: Cell, store: Store, folder: Path | None, cache: Path | None, after: float | None) -> Done:
+    """``after`` is the pass of statistics that has to be there first."""
+    del after
+    if store.finished(sweep, cell):  # a first try that died after its work
+        return store.record(cell) or run_cell(sweep, cell, store, folder, cache, _silent)
+    return run_cell(sweep, cell, store, folder, cache, _silent)
+
+
+def _result(ray: Any, reference: Any, sweep: Sweep, cell: Cell, store: Store) -> Done:
+    try:
+        done: Done = ray.get(reference)
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        done = Done(store.key(sweep, cell), "failed", lines[-1][:300] if lines else type(error).__name__)
+        store.write(cell, done)
+    return done
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    pass

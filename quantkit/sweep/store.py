@@ -1,0 +1,112 @@
+"""The folder of a sweep, shared by all that work on it.
+
+    variants/NAME/          a variant, with its report.json, .md, .html
+    cells/NAME.json         what became of a cell: written last, so that a killed cell has none
+    statistics/KEY/         kept while cells need them
+    sweep.html, .csv, ...   the result
+
+A cell is finished if its record says so under the same key: recipe, source, measurement and version of quantkit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import quantkit
+from quantkit.errors import QuantkitError
+from quantkit.output import atomic_file
+from quantkit.recipe import CalibrationOptions, recorded
+from quantkit.sweep.plan import Cell, Sweep
+
+MARK = "quantkit sweep"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a cell. seconds: by phase; peak_bytes: of the process, None where nobody can tell."""
+
+    key: str
+    status: str  # "done" or "failed"
+    why: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_bytes: int | None = None
+
+
+class Store:
+    """Places and records of one sweep in ``folder``."""
+
+    def __init__(self, folder: Path, source_fingerprint: str) -> None:
+        self.folder = folder.expanduser()
+        self._source = source_fingerprint
+
+    def prepare(self) -> None:
+        """Make the folder. Raises QuantkitError where there is something else of that name."""
+        mark = self.folder / "cells" / "README"
+        if self.folder.exists() and not mark.is_file() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise QuantkitError(f"--out {self.folder}: holds something else; choose a new folder, or a sweep's own")
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / "variants").mkdir(exist_ok=True)
+            mark.write_text(f"{MARK}: what became of each cell\n", encoding="utf-8")
+        except OSError as error:
+            raise QuantkitError(f"--out {self.folder}: {error.strerror}; choose another folder") from error
+
+    def variant(self, cell: Cell) -> Path:
+        """The folder of a cell's variant."""
+        return self.folder / "variants" / cell.name
+
+    def statistics(self, key: str) -> Path:
+        """The folder of statistics."""
+        return self.folder / "statistics" / key
+
+    def key(self, sweep: Sweep, cell: Cell) -> str:
+        """What a finished cell is known by."""
+        verify = sweep.verify.provenance() | {"engine": sweep.verify.engine}
+        parts = [quantkit.__version__, self._source, recorded(cell.options), verify, sweep.gates]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def record(self, cell: Cell) -> Done | None:
+        """What became of a cell; None where nothing is known, or what is recorded cannot be read."""
+        try:
+            content = json.loads((self.folder / "cells" / f"{cell.name}.json").read_text(encoding="utf-8"))
+            return Done(**{one.name: content[one.name] for one in fields(Done)})
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def finished(self, sweep: Sweep, cell: Cell) -> bool:
+        """Whether a cell need not be done again."""
+        known = self.record(cell)
+        complete = (self.variant(cell) / "quantkit.json").is_file() and (self.variant(cell) / "report.json").is_file()
+        return known is not None and known.status == "done" and complete and known.key == self.key(sweep, cell)
+
+    def write(self, cell: Cell, done: Done) -> None:
+        """Record what became of a cell."""
+        content = {one.name: getattr(done, one.name) for one in fields(done)}
+        with atomic_file(self.folder / "cells" / f"{cell.name}.json") as partial:
+            partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def drop_statistics(self) -> None:
+        """Remove the statistics that cells shared."""
+        shutil.rmtree(self.folder / "statistics", ignore_errors=True)
+
+
+def statistics_key(cell: Cell, dtype: str | None) -> str | None:
+    """What cells must agree on to share a pass of statistics; None for one that takes none, or its own.
+
+    dtype: of the pass, None for a cell that makes none.
+    """
+    options = cell.options
+    if dtype is None or getattr(options, "sequential", False):
+        return None
+    decides: Mapping[str, Any] = {
+        one.name: getattr(options, one.name)
+        for one in fields(CalibrationOptions)
+        if not one.metadata.get("place") or one.name == "model"
+    }
+    return hashlib.sha256(json.dumps([dtype, decides], sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ from quantkit.bnb import plan_bnb
 from quantkit.checkpoint import Checkpoint
 from quantkit.cli.recipe import execute
 from quantkit.cli.shared import console
-from quantkit.gguf.plan import plan_gguf
+from quantkit.gguf.plan import Variant, plan_gguf
 from quantkit.plan import make_plan
 from quantkit.recipe import VerifyCommandOptions
 from quantkit.recipe.document import read_recipe
@@ -39,13 +39,13 @@ def main() -> None:
 
 
 def size(recipe: Path, checkpoint: Checkpoint) -> str:
-    """What a checkpoint comes to under a recipe: "1.90 GB", or each text file and the vision file in MB."""
+    """What a checkpoint comes to under a recipe: "1.90 GB", or each text file's and the vision file's tensors in MB."""
     found = read_recipe(recipe)
     options = found.options()
     if found.method == "gguf":
         plan = plan_gguf(checkpoint, options)
-        texts = ", ".join(f"{variant.kind} {variant.nbytes / 1e6:.0f}" for variant in plan.texts)
-        return f"{texts}, vision {plan.visions[0].nbytes / 1e6:.0f} MB"
+        texts = ", ".join(f"{variant.kind} {_weights(variant):.0f}" for variant in plan.texts)
+        return f"{texts}, vision {_weights(plan.visions[0]):.0f} MB"
     if found.method == "bnb":
         return f"{plan_bnb(checkpoint, options).bytes_after / 1e9:.2f} GB"
     made = make_plan(checkpoint, options)
@@ -53,6 +53,11 @@ def size(recipe: Path, checkpoint: Checkpoint) -> str:
     if made.allowance is not None:
         after += made.allowance.bytes - sum(min(by_width.values()) for by_width in made.allowance.sizes.values())
     return f"{after / 1e9:.2f} GB"
+
+
+def _weights(variant: Variant) -> float:
+    """Megabytes of its tensors: the vocabulary in the header is another than the published one."""
+    return sum(file.nbytes - len(file.header) for file in variant.files) / 1e6
 
 
 def loss(recipe: Path, out: Path) -> str:

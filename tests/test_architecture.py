@@ -49,9 +49,13 @@ ALLOWED = {
         "tensorfile",
     },
     "reproduce": {"errors", "recipe"},
+    "sweep": {
+        "bnb", "checkpoint", "doctor", "errors", "gather", "gguf", "methods", "output", "plan", "quantize", "recipe",
+        "report", "statistics", "verify",
+    },
     "cli": {
         "bnb", "calibration", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe", "report",
-        "reproduce", "verify",
+        "reproduce", "sweep", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

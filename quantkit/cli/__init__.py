@@ -14,6 +14,7 @@ from quantkit.cli.inspect import inspect
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
 from quantkit.cli.recipe import PASS_ON, recipe, reproduce, run
 from quantkit.cli.shared import console, errors, escape
+from quantkit.cli.sweep import sweep
 from quantkit.cli.verify import compare, verify
 from quantkit.errors import QuantkitError
 
@@ -52,6 +53,7 @@ app.command(epilog="Example: quantkit imatrix --model openbmb/MiniCPM-V-4.6 --ou
 app.command(context_settings=PASS_ON, epilog="Example: quantkit run recipes/awq.yaml --model tiny --out tiny-AWQ")(run)
 app.command(context_settings=PASS_ON, epilog="Example: quantkit reproduce tiny-AWQ")(reproduce)
 app.add_typer(recipe)
+app.command(epilog="Example: quantkit sweep sweep.yaml --dry-run")(sweep)
 app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
 app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    file: Annotated[
-        Path, typer.Argument(help="A sweep in YAML: shared options, grids of variants.", metavar="SWEEP")
-    ],
+    file: Annotated[Path, typer.Argument(help="A sweep in YAML: shared options, grids of variants.", metavar="SWEEP")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The sweep's folder. (default: the file's out, or ./NAME)")
     ] = None,
@@ -179,7 +177,9 @@ def _print_plan(
         plan = planned[cell.name]
         memory = "-" if plan.memory is None else megabytes(plan.memory)
         when = f"{foretold.cells[cell.name]:.0f} s" if cell.name in names else "finished"
-        shared = "-" if plan.statistics is None else f"pass {foretold.passes.index(plan.statistics) + 1}"
+        shared = "-" if plan.statistics is None else "its own"
+        if plan.statistics in foretold.passes:
+            shared = f"pass {foretold.passes.index(plan.statistics) + 1}"
         table.add_row(escape(cell.name), megabytes(plan.bytes), memory, when, shared)
     console.print(table)
     room = sum(planned[cell.name].bytes for cell in todo)

@@ -1,4 +1,4 @@
-"""What a sweep will take, before it runs: time by the rates that `quantkit doctor` knows, disk for shared statistics."""
+"""What a sweep will take: time by the rates that `quantkit doctor` knows, disk for the shared statistics."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def estimate(checkpoint: Checkpoint, sweep: Sweep, cells: Sequence[Cell], planne
         search = estimated_seconds(parameters, weights if looks_at_data else 0, 0) - REST
         seconds[cell.name] = search + verify + (_pass(parameters, _samples(cell)) if own else 0.0)
     passes = sum(_pass(parameters, _samples(cell)) for cell in shared.values())
-    total = REST + verify + passes + sum(seconds.values())  # the first: the reference's own pass
+    started = REST + verify if cells else 0.0  # imports, the reference's own pass
+    total = started + passes + sum(seconds.values())
     squares = sum(group.in_features**2 for block in model_map.blocks for group in block.groups)
     return Foretold(seconds, list(shared), total, len(shared) * len(MODALITIES) * squares * 2)
 

@@ -30,7 +30,7 @@ from typing import Any
 from quantkit.errors import QuantkitError
 from quantkit.recipe import COMMANDS, Options, VerifyCommandOptions, recorded
 from quantkit.recipe.document import Recipe, parse_recipe
-from quantkit.recipe.schema import Limit, check, gates_model, nearest, verify_model
+from quantkit.recipe.schema import Limit, nearest
 from quantkit.recipe.yaml_file import read_yaml
 
 METHODS = tuple(name for name in COMMANDS if name != "imatrix")
@@ -115,9 +115,6 @@ def _measurement(
     path: Path, content: Mapping[str, Any], lines: dict[str, int]
 ) -> tuple[VerifyCommandOptions, dict[str, Limit]]:
     """The sections verify and gates: checked as a recipe's."""
-    for name, model in (("verify", verify_model()), ("gates", gates_model())):
-        if content.get(name) is not None:
-            check(path, model, content[name], lines, name, place=name)
     plain = {key: content[key] for key in ("verify", "gates") if content.get(key) is not None}
     read = parse_recipe(path, {"method": "rtn", **plain}, lines)
     if read.verify is not None and {"report", "junit"} & read.verify.keys():

@@ -56,6 +56,9 @@ def run_on_ray(
             for reference in ray.wait(list(waiting), num_returns=1)[0]:
                 cell = waiting.pop(reference)
                 told(cell, _result(ray, reference, sweep, cell, store))
+        for key, reference in passes.items():
+            if _came(ray, reference):
+                store.write_pass(key, ray.get(reference))
     finally:
         ray.shutdown()
 
@@ -94,6 +97,14 @@ def _result(ray: Any, reference: Any, sweep: Sweep, cell: Cell, store: Store) ->
         done = Done(store.key(sweep, cell), "failed", lines[-1][:300] if lines else type(error).__name__)
         store.write(cell, done)
     return done
+
+
+def _came(ray: Any, reference: Any) -> bool:
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:  # its cells have said so
+        return False
+    return True
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:

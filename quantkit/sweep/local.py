@@ -40,6 +40,6 @@ def run_local(
         key = planned[cell.name].statistics
         folder = store.statistics(key) if key in shared else None
         if key is not None and folder is not None and key not in gathered:
-            gather_statistics(shared[key], folder, cache, progress)
+            store.write_pass(key, gather_statistics(shared[key], folder, cache, progress))
             gathered.add(key)
         told(cell, run_cell(sweep, cell, store, folder, cache, progress))

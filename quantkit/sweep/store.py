@@ -3,6 +3,7 @@
     variants/NAME/          a variant, with its report.json, .md, .html
     cells/NAME.json         what became of a cell: written last, so that a killed cell has none
     statistics/KEY/         kept while cells need them
+    passes.json             seconds of each pass of statistics, by key
     sweep.html, .csv, ...   the result
 
 A cell is finished if its record says so under the same key: recipe, source, measurement and version of quantkit.
@@ -90,6 +91,16 @@ class Store:
         content = {one.name: getattr(done, one.name) for one in fields(done)}
         with atomic_file(self.folder / "cells" / f"{cell.name}.json") as partial:
             partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def write_pass(self, key: str, seconds: float) -> None:
+        """Record what a pass of statistics took."""
+        path = self.folder / "passes.json"
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        with atomic_file(path) as partial:
+            partial.write_text(json.dumps({**known, key: round(seconds, 3)}, indent=2) + "\n", encoding="utf-8")
 
     def drop_statistics(self) -> None:
         """Remove the statistics that cells shared."""

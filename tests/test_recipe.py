@@ -115,6 +115,19 @@ def test_the_schema_knows_every_recipe_option(run: Run, tmp_path: Path) -> None:
     assert made["$defs"]["gptq_recipe"]["properties"]["solver"]["enum"] == ["rtn", "gptq", "refine"]
 
 
+def test_recipes_that_come_along_go_by_name(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, output, errors = run("recipe", "list")
+    assert code == 0 and "smallest" in output and "1.87 GB" in output, errors
+    code, output, errors = run("run", "awq", "--model", "tiny", "--dry-run")
+    assert code == 0 and "would write tiny-AWQ" in output, errors
+    code, _, errors = run("run", "awk", "--model", "tiny", "--dry-run")
+    assert code == 2 and "no recipe of that name comes with quantkit; did you mean awq?" in errors
+    (tmp_path / "awq").write_text("method: rtn\nmodel: tiny\n")  # a file comes first
+    code, output, _ = run("recipe", "show", "awq")
+    assert code == 0 and output.startswith("method: rtn")
+
+
 # ---- what is wrong --------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from quantkit.recipe.document import Recipe
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": True}
-File = Annotated[Path, typer.Argument(help="A recipe in YAML.", metavar="RECIPE")]
+File = Annotated[Path, typer.Argument(help="A YAML file, or the name of a recipe that comes along.", metavar="RECIPE")]
 recipe = typer.Typer(name="recipe", help="What a recipe says, and what it may say.", no_args_is_help=True)
 
 
@@ -36,9 +36,9 @@ def run(
     Every option of the recipe's method may follow and comes before the file: quantkit run RECIPE --out DIR --bits 3.
     With a section verify or gates the variant is measured at once. Exit code 3: a gate was missed.
     """
-    from quantkit.recipe.document import read_recipe
+    from quantkit.recipe.document import find_recipe, read_recipe
 
-    found = read_recipe(file)
+    found = read_recipe(find_recipe(file))
     typed, dry_run = _typed(found.method, context.args)
     options = found.options(typed)
     verify = None if no_verify or dry_run else found.verify_options()
@@ -105,16 +105,30 @@ def _typed(method: str, arguments: list[str]) -> tuple[dict[str, Any], bool]:
 # ---- recipe ---------------------------------------------------------------------------------------------------------
 
 
-@recipe.command("show", context_settings=PASS_ON, epilog="Example: quantkit recipe show recipes/awq.yaml --resolved")
+@recipe.command("list", epilog="Example: quantkit recipe list")
+def list_recipes() -> None:
+    """The recipes that come with quantkit: what each is for, what it weighs and loses."""
+    from quantkit.recipe.document import bundled
+
+    table = Table(title="quantkit run NAME", title_justify="left")
+    for heading in ("name", "what", "size and loss"):
+        table.add_column(heading, no_wrap=heading == "name")
+    for name, path in bundled().items():
+        told = [line.partition(": ")[2] for line in path.read_text(encoding="utf-8").splitlines()[:3]]
+        table.add_row(name, escape(told[0]), escape(told[2]))
+    console.print(table)
+
+
+@recipe.command("show", context_settings=PASS_ON, epilog="Example: quantkit recipe show awq --resolved")
 def show(
     context: typer.Context,
     file: File,
     resolved: Annotated[bool, typer.Option("--resolved", help="Also what is left to the defaults.")] = False,
 ) -> None:
     """Print what a recipe says, options typed after it included; with --resolved every option, and where it is from."""
-    from quantkit.recipe.document import read_recipe
+    from quantkit.recipe.document import find_recipe, read_recipe
 
-    found = read_recipe(file)
+    found = read_recipe(find_recipe(file))
     typed, _dry_run = _typed(found.method, context.args)
     for line in _shown(found, typed, resolved):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -71,6 +71,26 @@ class Recipe:
         return QuantkitError(f"{self.path}:{self.lines.get(key, 1)}: {key}: {message}")
 
 
+def bundled() -> dict[str, Path]:
+    """The recipes that come with quantkit, by name."""
+    here = Path(__file__).parent.parent
+    folder = next((one for one in (here / "_recipes", here.parent / "recipes") if one.is_dir()), here / "_recipes")
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(name: Path) -> Path:
+    """A file, or a recipe that comes with quantkit by its name; the file comes first."""
+    known = bundled()
+    if name.exists() or len(name.parts) > 1 or name.suffix:
+        return name
+    if str(name) not in known:
+        raise QuantkitError(
+            f"{name}: no such file, and no recipe of that name comes with quantkit{nearest(str(name), known)}; "
+            "quantkit recipe list shows them"
+        )
+    return known[str(name)]
+
+
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; nothing is loaded or made. Raises QuantkitError with file, line and the nearest name."""
     content, lines = read_yaml(path)

@@ -48,9 +48,10 @@ ALLOWED = {
         "methods", "model", "output", "plan", "provenance", "quantize", "recipe", "sensitivity", "statistics",
         "tensorfile",
     },
+    "doctor": {"checkpoint", "errors", "plan", "recipe", "source"},
     "cli": {
-        "bnb", "calibration", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe", "report",
-        "verify",
+        "bnb", "calibration", "checkpoint", "doctor", "errors", "gguf", "integrity", "plan", "quantize", "recipe",
+        "report", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

@@ -66,8 +66,7 @@ def sweep(
     if dry_run:
         _print_plan(found, planned, todo, checkpoint, folder)
         return
-    store.prepare()
-    _check_space(folder, sum(planned[cell.name].bytes for cell in todo))
+    store.prepare(sum(planned[cell.name].bytes for cell in todo))
     if len(todo) < len(found.cells):
         console.print(f"{len(found.cells) - len(todo)} of {len(found.cells)} variants are finished already")
     with _bars(len(todo)) as (tell, told):
@@ -90,12 +89,6 @@ def _of_model(found: Sweep, model: str) -> Sweep:
 
     cells = tuple(replace(cell, options=replace(cell.options, model=model)) for cell in found.cells)
     return replace(found, model=model, cells=cells)
-
-
-def _check_space(folder: Path, count: int) -> None:
-    from quantkit.output import require_free_space
-
-    require_free_space(folder / "variants", count)
 
 
 @contextmanager

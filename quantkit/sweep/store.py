@@ -21,7 +21,7 @@ from typing import Any
 
 import quantkit
 from quantkit.errors import QuantkitError
-from quantkit.output import atomic_file
+from quantkit.output import atomic_file, require_free_space
 from quantkit.recipe import CalibrationOptions, recorded
 from quantkit.sweep.plan import Cell, Sweep
 
@@ -46,8 +46,9 @@ class Store:
         self.folder = folder.expanduser()
         self._source = source_fingerprint
 
-    def prepare(self) -> None:
-        """Make the folder. Raises QuantkitError where there is something else of that name."""
+    def prepare(self, count: int) -> None:
+        """Make the folder. Raises QuantkitError where there is something else of that name, or no room for ``count``
+        bytes."""
         mark = self.folder / "cells" / "README"
         if self.folder.exists() and not mark.is_file() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise QuantkitError(f"--out {self.folder}: holds something else; choose a new folder, or a sweep's own")
@@ -57,6 +58,7 @@ class Store:
             mark.write_text(f"{MARK}: what became of each cell\n", encoding="utf-8")
         except OSError as error:
             raise QuantkitError(f"--out {self.folder}: {error.strerror}; choose another folder") from error
+        require_free_space(self.folder / "variants" / "any", count)
 
     def variant(self, cell: Cell) -> Path:
         """The folder of a cell's variant."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError
-from quantkit.report import figures, scatter
+from quantkit.report import figures, pareto, scatter
 from quantkit.report.figures import MISSING, bits, clean, count, number, plain, share, signed, size
 from quantkit.report.html import WORDS, document
 from quantkit.report.markup import Markup, join, render, tag
@@ -133,16 +133,10 @@ def _positions(entries: list[Entry]) -> str:
 
 def _frontier(entries: list[Entry], where: str) -> list[str]:
     """Labels of the variants that no other beats in both size and mean KL; smallest first."""
-    best: list[str] = []
-    least: float | None = None
     # a server's model has no size that is known here
     known = [entry for entry in entries if entry.figures(where) is not None and entry.report.candidate.bytes]
-    for entry in sorted(known, key=lambda e: (e.report.candidate.bytes, e.figures(where).kl_mean.value)):
-        kl = entry.figures(where).kl_mean.value
-        if least is None or kl < least:
-            best.append(entry.label)
-            least = kl
-    return best
+    costs = [(float(entry.report.candidate.bytes), entry.figures(where).kl_mean.value) for entry in known]
+    return [known[index].label for index in pareto.front(costs)]
 
 
 def _row(entry: Entry, where: str, frontier: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ ALLOWED = {
     "sensitivity": {"calibration", "checkpoint", "errors", "grid", "methods", "model", "statistics"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
-    "report": {"calibration", "errors", "verify"},
+    "report": {"calibration", "errors", "output", "recipe", "verify"},
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "gather", "grid", "methods", "model",
         "output", "plan", "provenance", "recipe", "sensitivity", "statistics", "tune",

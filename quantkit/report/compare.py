@@ -112,15 +112,16 @@ def _common_engine(reports: Labelled) -> tuple[str | None, str | None]:
 
 def _difference(reports: Labelled) -> str | None:
     """The first difference in what figures depend on, in words."""
-    first = _conditions(reports[0][1])
+    first = conditions(reports[0][1])
     for label, report in reports[1:]:
-        for name, value in _conditions(report).items():
+        for name, value in conditions(report).items():
             if value != first[name]:
                 return f"{name}: '{reports[0][0]}' has {plain(first[name])}, '{label}' has {plain(value)}"
     return None
 
 
-def _conditions(report: Report) -> dict[str, Any]:
+def conditions(report: Report) -> dict[str, Any]:
+    """What two reports must share to be comparable."""
     data = None if report.data is None else report.data.fingerprint
     options = {f"option {name}": report.options.get(name) for name in OPTIONS}
     return {"reference fingerprint": report.reference.fingerprint, "data fingerprint": data, **options}

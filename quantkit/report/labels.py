@@ -17,9 +17,12 @@ def near(text: str, place: tuple[float, float], taken: list[Box], frame: Box) ->
     return _set(text, x, box, taken)
 
 
-def where_free(text: str, place: tuple[float, float], taken: list[Box], frame: Box) -> Markup | None:
-    """A label beside its point where there is room for it, else none."""
-    box = next((box for box in _spots(text, place) if free(box, taken, frame)), None)
+def where_free(
+    text: str, place: tuple[float, float], taken: list[Box], frame: Box, better_not: list[Box]
+) -> Markup | None:
+    """A label beside its point where there is room, else none; it meets `better_not` only where it must."""
+    boxes = [box for box in _spots(text, place) if free(box, taken, frame)]
+    box = next((box for box in boxes if free(box, better_not, frame)), boxes[0] if boxes else None)
     return None if box is None else _set(text, place[0], box, taken)
 
 

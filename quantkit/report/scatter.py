@@ -14,7 +14,7 @@ from quantkit.report.svg import WIDE, LinearAxis, LogAxis, axes, chart, dot, lin
 if TYPE_CHECKING:
     from quantkit.verify.report import Interval
 
-__all__ = ["NAMES", "Point", "linear_ticks", "noise_floor", "plot"]
+__all__ = ["Point", "linear_ticks", "plot"]
 NAMES = ("size, GB", "mean KL, nats a token (log scale)")
 
 
@@ -40,7 +40,7 @@ def plot(points: list[Point], noise: float | None) -> Markup:
         x = LinearAxis.over([point.size for point in points], left, right, 8 if width == WIDE else 4)
         shapes = axes(x, y, (left, 16, right, bottom), NAMES)
         if noise is not None:
-            shapes += noise_floor(y, noise, left, right)
+            shapes += _noise_floor(y, noise, left, right)
         places = [(x.place(point.size), y.place(point.kl.value)) for point in points]
         best = [(a, b) for point, (a, b) in zip(points, places, strict=True) if point.best]
         shapes.append(tag("polyline", points=" ".join(f"{a:g},{b:g}" for a, b in sorted(best)), class_="front"))
@@ -56,7 +56,7 @@ def plot(points: list[Point], noise: float | None) -> Markup:
     return chart(draw, f"Size in GB against mean KL divergence. {spoken}")
 
 
-def noise_floor(y: LogAxis, noise: float, left: float, right: float) -> list[Markup]:
+def _noise_floor(y: LogAxis, noise: float, left: float, right: float) -> list[Markup]:
     """The reference's own noise as a dashed line, with its name."""
     place = y.place(noise)
     label = f"noise floor {number(noise)}" + (" (below the axis)" if noise < y.low else "")

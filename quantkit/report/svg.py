@@ -137,7 +137,7 @@ def linear_ticks(values: Sequence[float], most: int) -> list[float]:
 def axes(x: Axis, y: Axis, frame: tuple[float, float, float, float], names: tuple[str, str]) -> list[Markup]:
     """Grid lines across at y's ticks, the base line with x's, labels and the axes' names; frame: left, top, right,
     bottom."""
-    left, _, right, bottom = frame
+    left, top, right, bottom = frame
     shapes = []
     for tick in y.ticks():
         place = y.place(tick)
@@ -152,12 +152,12 @@ def axes(x: Axis, y: Axis, frame: tuple[float, float, float, float], names: tupl
             shapes.append(words(place, bottom + 18, x.label(tick), "tick", "middle"))
             last = place
     shapes.append(words(right, bottom + 38, names[0], "axis", "end"))
-    return [*shapes, words(left, 8, names[1], "axis")]
+    return [*shapes, words(left, top - 8, names[1], "axis")]
 
 
-def whisker(x: float, low: float, high: float) -> list[Markup]:
+def whisker(x: float, low: float, high: float, class_: str = "whisker") -> list[Markup]:
     """A vertical bar with ends."""
-    return [line(x, low, x, high, "whisker"), *(line(x - 3, end, x + 3, end, "whisker") for end in (low, high))]
+    return [line(x, low, x, high, class_), *(line(x - 3, end, x + 3, end, class_) for end in (low, high))]
 
 
 def chart(draw: Callable[[int], tuple[int, Sequence[Markup]]], title: str) -> Markup:

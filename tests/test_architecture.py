@@ -33,8 +33,13 @@ ALLOWED = {
     "plan": {"budget", "checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "sensitivity": {"calibration", "checkpoint", "errors", "grid", "methods", "model", "statistics"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
+<<<<<<< HEAD
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output", "recipe"},
     "report": {"calibration", "errors", "verify"},
+=======
+    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
+    "report": {"calibration", "errors", "output", "recipe", "verify"},
+>>>>>>> h-sweepreport
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "gather", "grid", "methods", "model",
         "output", "plan", "provenance", "recipe", "sensitivity", "statistics", "tune",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import QuantkitError
-from quantkit.report import figures, scatter
+from quantkit.report import figures, pareto, scatter
 from quantkit.report.figures import MISSING, bits, clean, count, number, plain, share, signed, size
 from quantkit.report.html import WORDS, document
 from quantkit.report.markup import Markup, join, render, tag
@@ -112,15 +112,16 @@ def _common_engine(reports: Labelled) -> tuple[str | None, str | None]:
 
 def _difference(reports: Labelled) -> str | None:
     """The first difference in what figures depend on, in words."""
-    first = _conditions(reports[0][1])
+    first = conditions(reports[0][1])
     for label, report in reports[1:]:
-        for name, value in _conditions(report).items():
+        for name, value in conditions(report).items():
             if value != first[name]:
                 return f"{name}: '{reports[0][0]}' has {plain(first[name])}, '{label}' has {plain(value)}"
     return None
 
 
-def _conditions(report: Report) -> dict[str, Any]:
+def conditions(report: Report) -> dict[str, Any]:
+    """What two reports must share to be comparable."""
     data = None if report.data is None else report.data.fingerprint
     options = {f"option {name}": report.options.get(name) for name in OPTIONS}
     return {"reference fingerprint": report.reference.fingerprint, "data fingerprint": data, **options}
@@ -133,16 +134,10 @@ def _positions(entries: list[Entry]) -> str:
 
 def _frontier(entries: list[Entry], where: str) -> list[str]:
     """Labels of the variants that no other beats in both size and mean KL; smallest first."""
-    best: list[str] = []
-    least: float | None = None
     # a server's model has no size that is known here
     known = [entry for entry in entries if entry.figures(where) is not None and entry.report.candidate.bytes]
-    for entry in sorted(known, key=lambda e: (e.report.candidate.bytes, e.figures(where).kl_mean.value)):
-        kl = entry.figures(where).kl_mean.value
-        if least is None or kl < least:
-            best.append(entry.label)
-            least = kl
-    return best
+    costs = [(float(entry.report.candidate.bytes), entry.figures(where).kl_mean.value) for entry in known]
+    return [known[index].label for index in pareto.front(costs)]
 
 
 def _row(entry: Entry, where: str, frontier: bool) -> dict[str, Any]:

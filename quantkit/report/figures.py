@@ -7,10 +7,24 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from quantkit.verify.report import EngineResult, Group, Interval, NoiseRow, Report, TokenSummary
+    from quantkit.verify.report import EngineResult, Group, NoiseRow, Report, TokenSummary
+
+
+class Ends(Protocol):
+    """A figure between two ends."""
+
+    @property
+    def value(self) -> float: ...
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
 
 MISSING = "–"
 BY = {"all": "All items", "modality": "By modality", "mode": "By compression mode", "language": "By language"}
@@ -76,8 +90,8 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def span(interval: Interval, shown: Any = number) -> str | None:
-    """The 95 % interval as text; None where it is a single point."""
+def span(interval: Ends, shown: Any = number) -> str | None:
+    """A figure's ends as text; None where it is a single point."""
     if interval.low == interval.value == interval.high:
         return None
     return f"{shown(interval.low)} to {shown(interval.high)}"

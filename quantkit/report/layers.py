@@ -35,10 +35,15 @@ class Layers:
 
     def level(self, error: float) -> int:
         """Its step on the colour scale, 0 to 7, logarithmic between the smallest and the largest error."""
-        if error <= self.low or self.high <= self.low or not math.isfinite(error):
-            return 0 if error <= self.low else LEVELS - 1
-        place = math.log(error / self.low) / math.log(self.high / self.low)
-        return min(int(place * LEVELS), LEVELS - 1)
+        return level(error, self.low, self.high)
+
+
+def level(error: float, low: float, high: float) -> int:
+    """An error's step on a logarithmic colour scale from `low` to `high`, 0 to 7."""
+    if error <= low or high <= low or not math.isfinite(error):
+        return 0 if error <= low else LEVELS - 1
+    place = math.log(error / low) / math.log(high / low)
+    return min(int(place * LEVELS), LEVELS - 1)
 
 
 def arrange(engine: EngineResult) -> Layers | None:

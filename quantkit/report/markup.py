@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html import escape
 from typing import Any
@@ -58,6 +59,12 @@ def picture(source: str, alternative: str) -> Markup | None:
     if not PICTURE.fullmatch(source):
         return None
     return tag("img", src=source, alt=alternative, loading="lazy")
+
+
+def json_text(value: Any) -> str:
+    """JSON that may stand in a page: no character that HTML acts on, no lone surrogate, no NaN (ValueError)."""
+    shown = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return shown.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def render(table: Table, **attributes: Any) -> Markup:

@@ -1,4 +1,4 @@
-"""What every chart is drawn with: a logarithmic axis, and shapes whose coordinates are always finite.
+"""What every chart is drawn with: a logarithmic and a linear axis, and shapes whose coordinates are always finite.
 
 Charts are drawn in CSS pixels for two widths, one for a desk and paper and one for a phone, so that their text keeps
 its size; the style sheet shows the one that fits.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from quantkit.report.figures import number
 from quantkit.report.markup import Markup, join, tag
@@ -17,6 +17,16 @@ from quantkit.report.markup import Markup, join, tag
 WIDE, NARROW = 960, 328
 DECADES = 6  # at most; what lies further below stands at the axis's end
 CHARACTER = 6.8  # mean width of one at 12 px, for labels only
+
+
+class Axis(Protocol):
+    """Where values stand between two ends, and what its ticks are called."""
+
+    def place(self, value: float) -> float: ...
+
+    def ticks(self) -> list[float]: ...
+
+    def label(self, tick: float) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,74 @@ def _step_up(value: float) -> float:
 def _step_down(value: float) -> float:
     base = 10.0 ** math.floor(math.log10(value))
     return next(step * base for step in (5, 2, 1) if value >= step * base * 0.9999)
+
+
+@dataclass(frozen=True)
+class LinearAxis:
+    """A linear axis over round numbers (`steps`, the first and last of them its ends), from `start` to `end`."""
+
+    steps: tuple[float, ...]
+    start: float
+    end: float
+
+    @staticmethod
+    def over(values: Sequence[float], start: float, end: float, most: int = 8) -> LinearAxis:
+        """An axis that holds all values, with `most` + 2 ticks at most."""
+        return LinearAxis(tuple(linear_ticks(values, most)), start, end)
+
+    def place(self, value: float) -> float:
+        """Where a value stands."""
+        low, high = self.steps[0], self.steps[-1]
+        return round(self.start + (self.end - self.start) * (value - low) / (high - low), 1)
+
+    def ticks(self) -> list[float]:
+        """All of its round numbers."""
+        return list(self.steps)
+
+    def label(self, tick: float) -> str:
+        """A tick's label, with a true minus."""
+        return f"{tick:.4g}".replace("-", "\u2212")
+
+
+def linear_ticks(values: Sequence[float], most: int) -> list[float]:
+    """Round numbers around the values, at most `most` + 2; at least two, whatever the values.
+
+    Below zero only where a value is.
+    """
+    low, high = min(values), max(values)
+    room = max((high - low) * 0.12, max(abs(low), abs(high)) * 0.02, 1e-9)
+    low, high = (max(low - room, 0.0) if low >= 0 else low - room), (min(high + room, 0.0) if high < 0 else high + room)
+    raw = (high - low) / most
+    base = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * base for factor in (1, 2, 5, 10) if factor * base >= raw)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
+
+
+def axes(x: Axis, y: Axis, frame: tuple[float, float, float, float], names: tuple[str, str]) -> list[Markup]:
+    """Grid lines across at y's ticks, the base line with x's, labels and the axes' names; frame: left, top, right,
+    bottom."""
+    left, top, right, bottom = frame
+    shapes = []
+    for tick in y.ticks():
+        place = y.place(tick)
+        shapes.append(line(left, place, right, place, "grid"))
+        shapes.append(words(left - 6, place + 4, y.label(tick), "tick", "end"))
+    shapes.append(line(left, bottom, right, bottom, "base"))
+    last = -math.inf
+    for tick in x.ticks():
+        place = x.place(tick)
+        shapes.append(line(place, bottom, place, bottom + 4, "base"))
+        if place - last >= 34:
+            shapes.append(words(place, bottom + 18, x.label(tick), "tick", "middle"))
+            last = place
+    shapes.append(words(right, bottom + 38, names[0], "axis", "end"))
+    return [*shapes, words(left, top - 8, names[1], "axis")]
+
+
+def whisker(x: float, low: float, high: float, class_: str = "whisker") -> list[Markup]:
+    """A vertical bar with ends."""
+    return [line(x, low, x, high, class_), *(line(x - 3, end, x + 3, end, class_) for end in (low, high))]
 
 
 def chart(draw: Callable[[int], tuple[int, Sequence[Markup]]], title: str) -> Markup:
@@ -161,5 +239,6 @@ def noise_band(axis: LogAxis, values: Sequence[float], top: float, bottom: float
 
 
 __all__ = [
-    "LogAxis", "NARROW", "WIDE", "chart", "dot", "join", "line", "log_scale_x", "noise_band", "rect", "shorten", "words"
+    "NARROW", "WIDE", "Axis", "LinearAxis", "LogAxis", "axes", "chart", "dot", "join", "line", "linear_ticks",
+    "log_scale_x", "noise_band", "rect", "shorten", "whisker", "words",
 ]  # fmt: skip

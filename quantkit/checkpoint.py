@@ -168,8 +168,8 @@ class Checkpoint:
         """Return every file that a quantized copy takes over as it is, subfolders included, sorted.
 
         Left out: weights, the shards' index, config.json (the format writes its own), README* (it describes another
-        model), reports, SHA256SUMS, *.py (never run, never copied) and hidden files. In a hub cache the files are links into
-        the repository's own blobs; any other link that leaves the folder is an error.
+        model), reports, SHA256SUMS, *.py (never run, never copied) and hidden files. In a hub cache the files are links
+        into the repository's own blobs; any other link that leaves the folder is an error.
         """
         return sorted(_side_files(self.path))
 

@@ -35,6 +35,10 @@ ALLOWED = {
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
     "report": {"calibration", "errors", "verify"},
+    "card": {
+        "checkpoint", "errors", "gguf", "integrity", "output", "report", "tensorfile", "verify",
+    },
+    "publish": {"card", "errors", "tensorfile"},
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "gather", "grid", "methods", "model",
         "output", "plan", "provenance", "recipe", "sensitivity", "statistics", "tune",
@@ -49,8 +53,8 @@ ALLOWED = {
         "tensorfile",
     },
     "cli": {
-        "bnb", "calibration", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe", "report",
-        "verify",
+        "bnb", "calibration", "card", "checkpoint", "errors", "gguf", "integrity", "plan", "publish", "quantize",
+        "recipe", "report", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

@@ -65,10 +65,12 @@ def _transformers(facts: Facts, t: Texts) -> list[str]:
 
 
 _VIDEO = '{"type": "video", "url": "clip.mp4"}'
-_ASK = """from transformers import AutoModelForImageTextToText, AutoProcessor
+_ASK = """import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 MODEL = {model}
-model = AutoModelForImageTextToText.from_pretrained(MODEL, device_map="auto")
+device = "cuda" if torch.cuda.is_available() else "cpu"
+model = AutoModelForImageTextToText.from_pretrained(MODEL, device_map=device)
 processor = AutoProcessor.from_pretrained(MODEL)
 
 

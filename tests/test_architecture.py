@@ -33,7 +33,7 @@ ALLOWED = {
     "plan": {"budget", "checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "sensitivity": {"calibration", "checkpoint", "errors", "grid", "methods", "model", "statistics"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
-    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
+    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output", "tensorfile"},
     "report": {"calibration", "errors", "verify"},
     "card": {
         "checkpoint", "errors", "gguf", "integrity", "output", "report", "tensorfile", "verify",

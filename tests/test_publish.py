@@ -284,6 +284,13 @@ def test_a_file_that_the_hub_finds_too_large(run: Run, hub: Hub, variant: Path) 
     refused(run("publish", variant, "--repo", REPO), "refuses the size", "too large", "nothing was published")
 
 
+def test_a_hub_without_xet(run: Run, hub: Hub, variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    refused(run("publish", variant, "--repo", REPO), "sending through Xet failed", "HF_HUB_DISABLE_XET=1")
+    assert len(hub.repos[REPO].branches["main"]) == 1
+
+
 def test_offline(run: Run, hub: Hub, variant: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused(run("publish", variant, "--repo", REPO), "HF_HUB_OFFLINE is set")
@@ -378,6 +385,23 @@ def test_refuses_without_a_passing_report(run: Run, hub: Hub, variant: Path) -> 
     (variant / "report.json").unlink()
     stopped("no report of it; run quantkit verify tiny", "--max-kl")
     assert not hub.requests and not (variant / "README.md").exists()
+
+
+def test_a_named_report_must_be_of_these_files(run: Run, hub: Hub, variant: Path, tmp_path: Path) -> None:
+    other = Report.load(variant)
+    other.candidate.fingerprint = "0" * 64
+    other.save(tmp_path / "other.json")
+    more = ("--report", tmp_path / "other.json")
+    refused(run("publish", variant, "--repo", REPO, *more), "other.json: is about other files")
+    (variant / "report-other.json").write_text((tmp_path / "other.json").read_text())
+    code, text, _ = run("publish", variant, "--repo", REPO)
+    assert code == 0 and "left out: report-other.json (no report of these files)" in text
+
+
+def test_a_hub_that_does_not_say_who(hub: Hub, variant: Path) -> None:
+    """As for the short-lived tokens of a CI job."""
+    hub.faults.append(Fault("GET", "whoami", 403))
+    assert publish(variant, options()).made
 
 
 def test_ungated(hub: Hub, variant: Path) -> None:
@@ -561,8 +585,9 @@ def test_gguf_needs_a_report_of_every_text_model(
     stem = texts[1].removesuffix(".gguf")
     assert {*texts, "mmproj-tiny-F16.gguf", "Modelfile-Q8_0", "report-tiny-Q4_K_M.json", f"report-{stem}.json"} <= names
     assert "report-second.json" not in names and "left out" not in text
-    # a second half of other bytes: the report of its set is about other files
-    damage(folder / texts[2])
+    damage(folder / texts[2])  # the second part: the report is of both
+    card = hub.content(repo, "README.md").decode()
+    assert f"`report-{stem}.html`" in card and card.count("quantkit verify tiny tiny-GGUF/") == 2
     refused(run("publish", folder, "--repo", repo, *one), "no report of it")
 
 

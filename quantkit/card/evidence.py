@@ -65,7 +65,7 @@ def gather_evidence(variant: Variant, reports: Iterable[Path] = ()) -> Evidence:
     """Read the named reports and every report*.json in the folder, and runtimes.json."""
     from quantkit.verify.report import Report
 
-    given = [_report_path(path) for path in reports]
+    given = [report_path(path) for path in reports]
     places = list(dict.fromkeys([*given, *sorted(variant.path.glob("report*.json"))]))
     measured, stale = [], []
     for path in places:
@@ -82,7 +82,8 @@ def gather_evidence(variant: Variant, reports: Iterable[Path] = ()) -> Evidence:
     )
 
 
-def _report_path(path: Path) -> Path:
+def report_path(path: Path) -> Path:
+    """A report's file, also where its folder was given."""
     path = path.expanduser()
     return (path / "report.json" if path.is_dir() else path).resolve()
 

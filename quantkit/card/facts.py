@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from quantkit.card.evidence import Evidence, gather_evidence
+from quantkit.card.evidence import Evidence, Measured, gather_evidence
 from quantkit.card.licence import NAME as LICENCE_NAME
 from quantkit.card.licence import find_licence
 from quantkit.card.sizes import SOURCE_BYTES, FileSize, file_sizes
@@ -75,6 +75,14 @@ class Facts:
     def visions(self) -> list[FileSize]:
         """GGUF vision files."""
         return [file for file in self.files if file.name not in self.variant.texts] if self.variant.is_gguf else []
+
+    def report_stem(self, one: Measured) -> str:
+        """The name that a report is published under: its own, if it lies in the folder; of several GGUF models the
+        model's."""
+        first = next((name for name in self.variant.texts if name in one.covers), None)
+        if first is not None and len(self.variant.texts) > 1:
+            return f"report-{first.removesuffix('.gguf')}"
+        return one.path.stem if one.path.parent == self.variant.path else "report"
 
     def bits(self) -> list[str]:
         """How the quantized linears are stored, every way once."""

@@ -53,7 +53,7 @@ def _measured(facts: Facts, one: Measured, t: Texts) -> str:
     parts.append(_gates(report, t))
     parts.append(_machine(report, t))
     parts += [t("repeat"), fence("bash", command(facts, one))]
-    pages = [code(f"{one.path.stem}{end}") for end in (".html", ".md", ".json")]
+    pages = [code(facts.report_stem(one) + end) for end in (".html", ".md", ".json")]
     parts.append(t("repeat_pages", files=t.list(pages)))
     return "\n\n".join(part for part in parts if part)
 

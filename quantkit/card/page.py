@@ -114,9 +114,11 @@ def _glance(facts: Facts, t: Texts) -> str:
         rows.append([t("glance_loss"), t("glance_loss_none")])
     else:
         report, figures, items = found
+        several = len(facts.evidence.measured) > 1
         data = MISSING if report.data is None else code(report.data.source)
         values = {"kl": interval(figures.kl_mean), "top1": interval(figures.top1, share), "items": items, "data": data}
-        rows.append([t("glance_loss"), t("glance_loss_value", **values)])
+        about = t("bracket", value=code(facts.evidence.measured[0].covers[0])) if several else ""
+        rows.append([t("glance_loss"), t("glance_loss_value", **values) + about])
     for one in facts.evidence.measured:
         verdict = one.report.verdict
         words = t(f"verdict_{verdict.status}", count=len(one.report.gates), headline=text(verdict.headline))

@@ -49,7 +49,9 @@ def _make_awq(facts: Facts) -> str:
 
 
 def _transformers(facts: Facts, t: Texts) -> list[str]:
-    packages = f'pip install "transformers>=5.7" torchvision av {_PACKAGES.get(facts.variant.method, "accelerate")}'
+    packages = (
+        f'pip install "transformers>=5.7" torchvision torchcodec {_PACKAGES.get(facts.variant.method, "accelerate")}'
+    )
     picture = '{"type": "image", "url": "page.png"}'
     options = [[code(name), code(default), t(f"does_{name}")] for name, default in processor_defaults(facts).items()]
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.checkpoint import INDEX, Checkpoint, open_checkpoint
 from quantkit.errors import QuantkitError
-from quantkit.tensorfile import strict_json
+from quantkit.tensorfile import sha256_of, strict_json
 from quantkit.verify.ggufset import file_fingerprint, is_vision, text_parts
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Variant:
         names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
         known = {file.name: file for file in self.weights}
         files = [known[name] for name in names if name in known]
-        same = bool(files) and len(files) == len(names) and file_fingerprint(files) == model.fingerprint
+        same = bool(files) and len(files) == len(names) and self._of(files) == model.fingerprint
         return files if same else []
 
     def knows(self, fingerprint: str) -> bool:
@@ -73,7 +74,7 @@ class Variant:
     @property
     def fingerprint(self) -> str:
         """Of all weight files together."""
-        return self._fingerprint if self.checkpoint is not None else file_fingerprint(self.weights)
+        return self._fingerprint if self.checkpoint is not None else self._of(self.weights)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -87,7 +88,15 @@ class Variant:
         sets = [self.weights]
         for parts in self.texts.values():
             sets += [parts[:1], parts, *([*parts, vision] for vision in self.visions)]
-        return {file_fingerprint(files) for files in sets}
+        return {self._of(files) for files in sets}
+
+    def _of(self, files: Sequence[Path]) -> str:
+        """The fingerprint of some of the files; each is read once."""
+        return file_fingerprint(files, self._digests.__getitem__)
+
+    @cached_property
+    def _digests(self) -> dict[Path, str]:
+        return {file: sha256_of(file) for file in self.weights}
 
 
 def open_variant(folder: str | Path) -> Variant:

@@ -3,17 +3,24 @@ whose gates were set and kept."""
 
 from __future__ import annotations
 
-from quantkit.card.evidence import Measured
+from collections.abc import Iterable
+from pathlib import Path
+
+from quantkit.card.evidence import Measured, report_path
 from quantkit.card.facts import Facts
 from quantkit.errors import QuantkitError
 
 
-def check_evidence(facts: Facts, ungated: bool = False) -> list[Measured]:
+def check_evidence(facts: Facts, ungated: bool = False, named: Iterable[Path] = ()) -> list[Measured]:
     """The reports that speak for the variant; QuantkitError naming the first thing that is missing.
 
-    ungated: a report without gates passes as well, if it measured something and found no fault.
+    ungated: a report without gates passes as well, if it measured something and found no fault. named: reports that
+    were asked for, of which none may be about other files.
     """
     variant, evidence = facts.variant, facts.evidence
+    for path in map(report_path, named):
+        if path in evidence.stale:
+            raise QuantkitError(f"--report {path}: is about other files than those in {variant.path}; verify again")
     passing = []
     for one in evidence.measured:
         _check_verdict(one, ungated)

@@ -61,6 +61,8 @@ def explain(error: BaseException, repo: str, *secrets: str) -> str:
         return f"{repo}: the hub refuses the size{why}; {NOTHING}"
     if status in CONFLICT:
         return f"{repo}: somebody else changed it meanwhile{why}; {NOTHING}; run the same command again"
+    if "xet" in said.lower() or any(type(one).__module__.startswith("hf_xet") for one in chain(error)):
+        return f"{repo}: sending through Xet failed{why}; {NOTHING}; set HF_HUB_DISABLE_XET=1 to do without it"
     if is_transient(error):
         what = f"the hub answers with HTTP status {status}" if status else "the connection broke"
         return f"{repo}: {what}{why}; {NOTHING}; run the same command again, what is there already is not sent twice"

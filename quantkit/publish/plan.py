@@ -97,12 +97,10 @@ def make_plan(facts: Facts, measured: Iterable[Measured], cards: Mapping[str, st
 
 
 def report_files(facts: Facts, measured: Iterable[Measured]) -> dict[str, Path | bytes]:
-    """The reports under the names that they get: report.*, or report-FILE.* of each of several GGUF models."""
+    """The reports' files under the names that they get."""
     found: dict[str, Path | bytes] = {}
-    several = len(facts.variant.texts) > 1
     for one in measured:
-        first = next((name for name in facts.variant.texts if name in one.covers), "")
-        stem = f"report-{first.removesuffix('.gguf')}" if several and first else "report"
+        stem = facts.report_stem(one)
         if f"{stem}.json" in found:
             raise QuantkitError(f"{one.path}: a second report of the same files; leave one out")
         for end in (".json", ".md", ".html"):

@@ -11,9 +11,10 @@ from pathlib import Path
 from quantkit.card.facts import Facts, gather
 from quantkit.card.files import card_texts, check_cards, write_cards
 from quantkit.card.texts import LANGUAGES
+from quantkit.card.variant import part
 from quantkit.errors import QuantkitError
 from quantkit.publish.check import check_evidence
-from quantkit.publish.failures import LOGIN, NOTHING, explain
+from quantkit.publish.failures import LOGIN, NOTHING, explain, status_of
 from quantkit.publish.hub import ATTRIBUTES, MAIN, Backoff, Hub, Remote, additions, deletions
 from quantkit.publish.plan import Plan, make_plan
 from quantkit.publish.secrets import redacted_logs
@@ -83,7 +84,7 @@ def prepare(folder: str | Path, options: PublishOptions, write: bool) -> Plan:
     facts = gather(
         folder, repo=options.repo, reports=options.reports, base_model=options.base_model, licence=options.licence
     )
-    measured = check_evidence(facts, options.ungated)
+    measured = check_evidence(facts, options.ungated, options.reports)
     return make_plan(facts, measured, _cards(facts, options, write))
 
 
@@ -197,9 +198,14 @@ def _token(repo: str, needed: bool) -> str | None:
 
 
 def _check_role(hub: Hub) -> None:
-    """A token that may only read is refused before gigabytes are sent."""
-    access = hub.who().get("auth", {}).get("accessToken", {})
-    if access.get("role") == "read":
+    """A token that may only read is refused before gigabytes are sent; one that may not even ask goes on."""
+    try:
+        account = hub.who()
+    except Exception as error:
+        if status_of(error) in (403, 429):
+            return
+        raise
+    if part(account, "auth", "accessToken").get("role") == "read":
         raise QuantkitError(f"{hub.repo}: this token may only read; {LOGIN} to one that may write; {NOTHING}")
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from quantkit.tensorfile import sha256_of
 
 VISION = "mmproj"
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
@@ -44,14 +46,7 @@ def files_run(path: Path, mmproj: Path | None = None) -> list[Path]:
     return files if mmproj is None or mmproj in files else [*files, mmproj]
 
 
-def file_fingerprint(files: Sequence[Path], places: int = 64, length: int = 4096) -> str:
-    """SHA-256 over the sizes of some files and samples of their bytes, as a checkpoint's own fingerprint does."""
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{size};".encode())
-        with file.open("rb") as handle:
-            for place in range(places):
-                handle.seek(max(0, size - length) * place // max(1, places - 1))
-                digest.update(handle.read(length))
-    return digest.hexdigest()
+def file_fingerprint(files: Sequence[Path], digest: Callable[[Path], str] = sha256_of) -> str:
+    """SHA-256 over the sizes and the SHA-256 of some files, in their order; all bytes count."""
+    parts = [f"{file.stat().st_size} {digest(file)}\n" for file in files]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

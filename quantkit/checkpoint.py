@@ -33,6 +33,8 @@ _OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".npz", "
 _PACKED = (".qweight", ".weight_packed", ".weight_scale", ".quant_state.bitsandbytes__nf4", ".absmax")
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 _AGAIN = "download or copy the checkpoint again"
+# what verify and serve-check write about a checkpoint: no part of it, and written anew by every run
+_RECORDS = ("report.json", "report.md", "report.html", "runtimes.json")
 
 
 def open_checkpoint(
@@ -166,8 +168,8 @@ class Checkpoint:
         """Return every file that a quantized copy takes over as it is, subfolders included, sorted.
 
         Left out: weights, the shards' index, config.json (the format writes its own), README* (it describes another
-        model), SHA256SUMS, *.py (never run, never copied) and hidden files. In a hub cache the files are links into
-        the repository's own blobs; any other link that leaves the folder is an error.
+        model), reports, SHA256SUMS, *.py (never run, never copied) and hidden files. In a hub cache the files are links
+        into the repository's own blobs; any other link that leaves the folder is an error.
         """
         return sorted(_side_files(self.path))
 
@@ -371,5 +373,7 @@ def _is_side_file(path: Path, top: bool) -> bool:
         logger.info("%s: code is never run and not copied", path)
         return False
     if name.startswith((".", "README")) or name == tensorfile.CHECKSUM_FILE or (top and name == "config.json"):
+        return False
+    if top and name in _RECORDS:
         return False
     return not name.lower().endswith(_PICKLES + _OTHER_WEIGHTS)

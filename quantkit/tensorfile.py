@@ -244,6 +244,11 @@ def verify_checksums(folder: Path, names: Iterable[str]) -> list[str]:
     return checked
 
 
+def listed_checksums(folder: Path) -> dict[str, str]:
+    """Return what a folder's SHA256SUMS lists, by file name; nothing where there is none."""
+    return _read_checksums(folder / CHECKSUM_FILE)
+
+
 def _read_checksums(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}

@@ -58,6 +58,24 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def verified_awq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-AWQ, calibrated on little, verified on few items with a gate that it keeps. Copy it before you change it."""
+    import quantkit
+    from quantkit.quantize import quantize
+    from quantkit.recipe import QuantizeOptions
+    from quantkit.report import write_html, write_markdown
+    from quantkit.verify import Gate
+
+    folder = tmp_path_factory.mktemp("verified") / "tiny-AWQ"
+    quantize(QuantizeOptions(method="awq", model="tiny", samples=8, out=folder))
+    report = quantkit.verify("tiny", folder, samples=8, max_new_tokens=8, gates=(Gate("max_kl", 0.5),))
+    report.save(folder)
+    write_markdown(report, folder / "report.md")
+    write_html(report, folder / "report.html")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def other_shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights: two value heads a key head, its own output head, rows of 288 and 544, no multiples of 256."""
     import make_checkpoint

@@ -33,13 +33,11 @@ ALLOWED = {
     "plan": {"budget", "checkpoint", "errors", "formats", "grid", "model", "recipe"},
     "sensitivity": {"calibration", "checkpoint", "errors", "grid", "methods", "model", "statistics"},
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
-<<<<<<< HEAD
-    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output", "recipe"},
-    "report": {"calibration", "errors", "verify"},
-=======
-    "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
+    "verify": {
+        "calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output", "recipe",
+        "tensorfile",
+    },
     "report": {"calibration", "errors", "output", "recipe", "verify"},
->>>>>>> h-sweepreport
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "gather", "grid", "methods", "model",
         "output", "plan", "provenance", "recipe", "sensitivity", "statistics", "tune",
@@ -59,9 +57,11 @@ ALLOWED = {
         "report", "statistics", "verify",
     },
     "doctor": {"checkpoint", "errors", "plan", "recipe", "source"},
+    "card": {"checkpoint", "errors", "gguf", "integrity", "output", "report", "tensorfile", "verify"},
+    "publish": {"card", "errors", "tensorfile"},
     "cli": {
-        "bnb", "calibration", "checkpoint", "doctor", "errors", "gguf", "integrity", "plan", "quantize", "recipe",
-        "report", "reproduce", "sweep", "verify",
+        "bnb", "calibration", "card", "checkpoint", "doctor", "errors", "gguf", "integrity", "plan", "publish",
+        "quantize", "recipe", "report", "reproduce", "sweep", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

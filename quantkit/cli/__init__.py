@@ -12,6 +12,7 @@ from quantkit.cli.calib import calib
 from quantkit.cli.doctor import doctor
 from quantkit.cli.gguf import gguf, imatrix
 from quantkit.cli.inspect import inspect
+from quantkit.cli.publish import card, publish
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
 from quantkit.cli.recipe import PASS_ON, recipe, reproduce, run
 from quantkit.cli.shared import console, errors, escape
@@ -59,6 +60,8 @@ app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
 app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)
 app.command(epilog="Example: quantkit doctor --model openbmb/MiniCPM-V-4.6")(doctor)
+app.command(epilog="Example: quantkit card tiny-AWQ --repo ORG/tiny-AWQ")(card)
+app.command(epilog="Example: quantkit publish tiny-AWQ --repo ORG/tiny-AWQ --dry-run")(publish)
 app.add_typer(calib)
 
 

@@ -22,7 +22,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +42,7 @@ from quantkit.model import EMBEDDING, HEAD
 from quantkit.verify import compare, forward, layers, metrics
 from quantkit.verify.engines import local
 from quantkit.verify.engines.local import DTYPES, load_dequantized
+from quantkit.verify.ggufset import file_fingerprint as file_fingerprint
 from quantkit.verify.report import CacheInfo, NoiseRow
 from quantkit.verify.task import Answer, Observed, States, Task, Tick
 
@@ -124,19 +124,6 @@ def head_of(checkpoint: Checkpoint, dtype: str) -> Tensor:
     tied = checkpoint.config.get("tie_word_embeddings", False)
     name = EMBEDDING if tied or HEAD not in checkpoint else HEAD
     return checkpoint.load(name, DTYPES[dtype])
-
-
-def file_fingerprint(files: Sequence[Path], places: int = 64, length: int = 4096) -> str:
-    """SHA-256 over the sizes of some files and samples of their bytes, as a checkpoint's own fingerprint does."""
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{size};".encode())
-        with file.open("rb") as handle:
-            for place in range(places):
-                handle.seek(max(0, size - length) * place // max(1, places - 1))
-                digest.update(handle.read(length))
-    return digest.hexdigest()
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

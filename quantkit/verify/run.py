@@ -21,6 +21,7 @@ from quantkit.verify import forward, gates, reference
 from quantkit.verify.alarms import alarms, verdict
 from quantkit.verify.benchmarks import is_benchmark, load_benchmark, parse_name
 from quantkit.verify.engines import run_engine
+from quantkit.verify.ggufset import file_fingerprint, files_run
 from quantkit.verify.options import VerifyOptions
 from quantkit.verify.report import Calibration, Data, EngineResult, Finding, Model, Report, environment
 from quantkit.verify.summary import summarize_engine
@@ -238,14 +239,12 @@ def _check_compatible(source: Checkpoint, candidate: Checkpoint) -> None:
 def _describe_target(target: Target, source: Checkpoint) -> Model:
     if target.checkpoint is not None:
         return _describe(target.checkpoint, source)
-    files = [target.path] if target.path.is_file() else sorted(target.path.glob("*.gguf"))
-    if target.mmproj is not None and target.mmproj not in files:
-        files.append(target.mmproj)
+    files = [file for file in files_run(target.path, target.mmproj) if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     parameters = source.num_parameters()
     return Model(
         name=target.path.name,
-        fingerprint="unknown" if not files else reference.file_fingerprint(files),
+        fingerprint="unknown" if not files else file_fingerprint(files),
         bytes=size,
         parameters=parameters,
         bits_per_weight=8 * size / parameters,

@@ -48,9 +48,10 @@ ALLOWED = {
         "methods", "model", "output", "plan", "provenance", "quantize", "recipe", "sensitivity", "statistics",
         "tensorfile",
     },
+    "serve": {"calibration", "checkpoint", "errors", "formats", "gguf", "output", "verify"},
     "cli": {
         "bnb", "calibration", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe", "report",
-        "verify",
+        "serve", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

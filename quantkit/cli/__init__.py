@@ -12,6 +12,7 @@ from quantkit.cli.calib import calib
 from quantkit.cli.gguf import gguf, imatrix
 from quantkit.cli.inspect import inspect
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
+from quantkit.cli.serve_check import serve_check
 from quantkit.cli.shared import console, errors, escape
 from quantkit.cli.verify import compare, verify
 from quantkit.errors import QuantkitError
@@ -51,6 +52,7 @@ app.command(epilog="Example: quantkit imatrix --model openbmb/MiniCPM-V-4.6 --ou
 app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
 app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)
+app.command(epilog="Example: quantkit serve-check tiny-AWQ --runtime transformers-serve")(serve_check)
 app.add_typer(calib)
 
 

@@ -44,7 +44,7 @@ from quantkit.verify import compare, forward, layers, metrics
 from quantkit.verify.engines import local
 from quantkit.verify.engines.local import DTYPES, load_dequantized
 from quantkit.verify.report import CacheInfo, NoiseRow
-from quantkit.verify.task import Answer, Observed, States, Task, Tick
+from quantkit.verify.task import Answer, Observed, States, Target, Task, Tick
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +137,20 @@ def file_fingerprint(files: Sequence[Path], places: int = 64, length: int = 4096
                 handle.seek(max(0, size - length) * place // max(1, places - 1))
                 digest.update(handle.read(length))
     return digest.hexdigest()
+
+
+def target_files(target: Target) -> list[Path]:
+    """The files of a target that is no checkpoint's folder: its .gguf files, and an mmproj that lies elsewhere."""
+    files = [target.path] if target.path.is_file() else sorted(target.path.glob("*.gguf"))
+    return files if target.mmproj is None or target.mmproj in files else [*files, target.mmproj]
+
+
+def target_fingerprint(target: Target) -> str:
+    """A candidate's fingerprint, as report.json records it; "unknown" where only a server has its files."""
+    if target.checkpoint is not None:
+        return target.checkpoint.fingerprint()
+    files = target_files(target)
+    return file_fingerprint(files) if files else "unknown"
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

@@ -238,14 +238,12 @@ def _check_compatible(source: Checkpoint, candidate: Checkpoint) -> None:
 def _describe_target(target: Target, source: Checkpoint) -> Model:
     if target.checkpoint is not None:
         return _describe(target.checkpoint, source)
-    files = [target.path] if target.path.is_file() else sorted(target.path.glob("*.gguf"))
-    if target.mmproj is not None and target.mmproj not in files:
-        files.append(target.mmproj)
+    files = reference.target_files(target)
     size = sum(file.stat().st_size for file in files)
     parameters = source.num_parameters()
     return Model(
         name=target.path.name,
-        fingerprint="unknown" if not files else reference.file_fingerprint(files),
+        fingerprint=reference.target_fingerprint(target),
         bytes=size,
         parameters=parameters,
         bits_per_weight=8 * size / parameters,

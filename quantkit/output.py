@@ -107,7 +107,7 @@ def atomic_output(target: str | Path, overwrite: bool = False, source: Path | No
     """
     path = check_target(target, overwrite, source)
     partial = _hidden(path, "partial")
-    with _stopped_by_signals(), _disk_errors(path):
+    with stopped_by_signals(), _disk_errors(path):
         try:
             _make(partial)
             yield partial
@@ -125,7 +125,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     As `atomic_output`: an exception, Ctrl-C, SIGTERM or SIGHUP leaves the target as it was. Raises OSError.
     """
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    with _stopped_by_signals():
+    with stopped_by_signals():
         try:
             yield partial
             os.replace(partial, target)
@@ -281,7 +281,7 @@ def _process_start(pid: int) -> str | None:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end the block as an exit (128 + number) that cleans up, unless the caller handles them."""
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -59,9 +59,10 @@ ALLOWED = {
     "doctor": {"checkpoint", "errors", "plan", "recipe", "source"},
     "card": {"checkpoint", "errors", "gguf", "integrity", "output", "report", "tensorfile", "verify"},
     "publish": {"card", "errors", "tensorfile"},
+    "serve": {"calibration", "checkpoint", "errors", "formats", "gguf", "output", "verify"},
     "cli": {
         "bnb", "calibration", "card", "checkpoint", "doctor", "errors", "gguf", "integrity", "plan", "publish",
-        "quantize", "recipe", "report", "reproduce", "sweep", "verify",
+        "quantize", "recipe", "report", "reproduce", "serve", "sweep", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

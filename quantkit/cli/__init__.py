@@ -15,6 +15,7 @@ from quantkit.cli.inspect import inspect
 from quantkit.cli.publish import card, publish
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
 from quantkit.cli.recipe import PASS_ON, recipe, reproduce, run
+from quantkit.cli.serve_check import serve_check
 from quantkit.cli.shared import console, errors, escape
 from quantkit.cli.sweep import sweep
 from quantkit.cli.verify import compare, verify
@@ -62,6 +63,7 @@ app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)
 app.command(epilog="Example: quantkit doctor --model openbmb/MiniCPM-V-4.6")(doctor)
 app.command(epilog="Example: quantkit card tiny-AWQ --repo ORG/tiny-AWQ")(card)
 app.command(epilog="Example: quantkit publish tiny-AWQ --repo ORG/tiny-AWQ --dry-run")(publish)
+app.command(epilog="Example: quantkit serve-check tiny-AWQ --runtime transformers-serve")(serve_check)
 app.add_typer(calib)
 
 

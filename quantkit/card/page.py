@@ -187,8 +187,8 @@ def _how(facts: Facts, t: Texts) -> str:
     record = facts.record
     if not record:
         return t("how_record_none", file=code(PROVENANCE))
-    options, recipe = part(record, "options"), part(record, "recipe")
-    method = recipe.get("method") or options.get("method") or record.get("format") or "?"
+    options = part(record, "recipe")
+    method = options.get("method") or record.get("format") or "?"
     rows = [[t("how_method"), text(plain(method))]]
     shown = [f"{name} {plain(options[name])}" for name in _OPTIONS if _says(options.get(name)) and name != "method"]
     rows.append([t("how_options"), text("; ".join(shown)) or MISSING])

@@ -137,15 +137,16 @@ def _finish(found: Sweep, rows: list[SweepRow], folder: Path) -> None:
     for row in rows:
         overall = row.overall()
         kl = "-" if overall.kl is None else number(overall.kl.value)
-        lost = "-"
-        if overall.candidate_accuracy is not None and overall.reference_accuracy is not None:
-            lost = f"{share(overall.reference_accuracy)} → {share(overall.candidate_accuracy)}"
-        bits = row.bits_per_quantized_weight or row.bits_per_weight
+        lost = "-" if overall.candidate_accuracy is None else share(overall.candidate_accuracy)
+        bits = row.bits_per_weight
         size = "-" if row.bytes is None else megabytes(row.bytes)
         seconds = "-" if row.total_seconds is None else f"{row.total_seconds:.0f}"
         width = "-" if bits is None else f"{bits:.2f}"
         table.add_row(escape(row.name), size, width, kl, lost, seconds, escape(row.verdict or row.status))
     console.print(table)
+    accuracy = next((row.overall().reference_accuracy for row in rows if row.overall().candidate_accuracy), None)
+    if accuracy is not None:
+        console.print(f"bits: of all weights; accuracy of the reference: {share(accuracy)}", style="dim")
     for row in rows:
         if row.status == "failed":
             console.print(f"[red]failed:[/] {escape(f'{row.name}: {row.why}')}", highlight=False, soft_wrap=True)

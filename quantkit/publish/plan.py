@@ -158,16 +158,17 @@ def _check_sums(folder: Path, uploads: Iterable[Upload]) -> None:
     """What the folder's own SHA256SUMS says of weights and side files; reports and cards are written after it."""
     listed = listed_checksums(folder)
     for one in uploads:
-        ours = isinstance(one.source, Path) and one.name not in LANGUAGES.values()
+        if not isinstance(one.source, Path) or one.name in LANGUAGES.values():
+            continue
         records = one.name.startswith("report") or one.name == RUNTIMES
-        if ours and not records and listed.get(one.name, one.sha256) != one.sha256:
+        if not records and listed.get(one.name, one.sha256) != one.sha256:
             raise QuantkitError(f"{one.source}: does not match {CHECKSUM_FILE}: damaged or changed; make it again")
 
 
 def _words(facts: Facts, sums: str) -> tuple[str, str]:
     """The commit's first line and the rest."""
     ways = facts.bits()
-    how = f"{facts.method}, {'; '.join(ways[:3])}" if ways else facts.method
+    how = f"{facts.method}, {'; '.join(map(str, ways[:3]))}" if ways else str(facts.method)
     verdicts = "; ".join(f"{one.report.verdict.headline} ({', '.join(one.covers)})" for one in facts.evidence.measured)
     source = facts.base.name + (f" at {facts.base.revision}" if facts.base.revision else "")
     lines = [

@@ -55,7 +55,8 @@ class Reference:
     """The model that judges, over the requests' prompts. note: what it is, for the record."""
 
     def __init__(self, candidate: Candidate, requests: Sequence[CardRequest], png: bytes, engine: str) -> None:
-        options = VerifyOptions(downsample_mode=candidate.mode, max_new_tokens=MAX_TOKENS)
+        mode: Any = candidate.mode
+        options = VerifyOptions(downsample_mode=mode, max_new_tokens=MAX_TOKENS)
         conversations = [conversation(request, png) for request in requests]
         self.task: Task = make_task(conversations, candidate.source, options)
         self._places = {sample.id: place for place, sample in enumerate(self.task.samples)}

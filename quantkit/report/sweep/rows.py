@@ -171,22 +171,22 @@ def _provenance(path: Path) -> dict[str, Any]:
         raise QuantkitError(f"{path}: cannot be read ({error.strerror}); quantize the variant first") from error
     except ValueError as error:
         raise QuantkitError(f"{path}: no valid JSON ({error}); quantize the variant again") from error
-    if not isinstance(content, dict) or not isinstance(content.get("options"), dict):
-        raise QuantkitError(f"{path}: no file of quantkit's (it has no options); quantize the variant again")
+    if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
+        raise QuantkitError(f"{path}: no file of quantkit's (it has no recipe); quantize the variant again")
     return content
 
 
 def _method(made: dict[str, Any]) -> str:
     """The command that made it: awq, gptq, rtn by their own name, bnb and gguf by their layout."""
     layout = str(made.get("format"))
-    return str(made["options"].get("method") or {"bitsandbytes": "bnb"}.get(layout, layout))
+    return str(made["recipe"].get("method") or {"bitsandbytes": "bnb"}.get(layout, layout))
 
 
 def _options(made: dict[str, Any], report: Report) -> dict[str, Any]:
     """All options on record; a GGUF file's own type; nothing of calibration where no data was looked at."""
     from quantkit.recipe import CalibrationOptions, ModelOptions
 
-    options = {name: tuple(v) if isinstance(v, list) else v for name, v in made["options"].items() if name != "method"}
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in made["recipe"].items() if name != "method"}
     kind = _gguf_type(made, report)
     if kind is not None:
         options["type"] = kind

@@ -7,6 +7,7 @@ nothing half done. GPUs are resources: a cell with `device: cuda` takes one.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from quantkit.sweep.plan import Cell, Sweep
 from quantkit.sweep.store import Done, Store
 from quantkit.sweep.work import Planned, gather_statistics, run_cell
 
+PATIENCE = 10.0  # seconds to connect
 TRIES = 3  # after the first, for a worker or a node that dies
 
 
@@ -68,6 +70,7 @@ def _connect(address: str) -> Any:
         import ray
     except ImportError as error:
         raise QuantkitError("--ray: needs Ray: pip install 'quantkit[ray]'") from error
+    _check_reached(address)
     settings = {"include_dashboard": False} if address == "local" else {"address": address}
     try:
         ray.init(log_to_driver=False, **settings)
@@ -75,6 +78,17 @@ def _connect(address: str) -> Any:
         why = " ".join(str(error).split())[:200]
         raise QuantkitError(f"--ray {address}: no cluster to be reached ({why})") from error
     return ray
+
+
+def _check_reached(address: str) -> None:
+    """Raise QuantkitError unless something listens at HOST:PORT: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdigit():
+        return  # "auto", "local", ray://HOST:PORT
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise QuantkitError(f"--ray {address}: no cluster to be reached ({error.strerror or error})") from error
 
 
 def _gather(cell: Cell, folder: Path, cache: Path | None) -> float:

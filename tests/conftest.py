@@ -68,7 +68,7 @@ def verified_awq(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("verified") / "tiny-AWQ"
     quantize(QuantizeOptions(method="awq", model="tiny", samples=8, out=folder))
-    report = quantkit.verify("tiny", folder, samples=8, max_new_tokens=8, gates=(Gate("max_kl", 0.5),))
+    report = quantkit.verify("tiny", folder, samples=8, seed=3, max_new_tokens=8, gates=(Gate("max_kl", 0.5),))
     report.save(folder)
     write_markdown(report, folder / "report.md")
     write_html(report, folder / "report.html")

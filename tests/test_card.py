@@ -340,6 +340,36 @@ def test_a_card_of_gguf_files(gguf_folder: Path) -> None:
     assert "Memory at 4096 positions" in card and "This repository holds GGUF files" in card
 
 
+# ---- other layouts ------------------------------------------------------------------------------------------------
+
+
+def test_cards_of_other_layouts(tmp_path: Path) -> None:
+    """What a layout's readers cannot do is said, and what is trained is what can be."""
+    from quantkit.bnb import quantize_bnb
+    from quantkit.quantize import quantize
+    from quantkit.recipe import BnbOptions, QuantizeOptions
+
+    places = {name: tmp_path / name for name in ("gptq", "compressed-tensors", "bitsandbytes")}
+    made: dict[str, Any] = {"method": "rtn", "model": "tiny", "bits": 3}
+    quantize(QuantizeOptions(**made, method_format="gptq", out=places["gptq"]))
+    quantize(
+        QuantizeOptions(**made, method_format="compressed-tensors", symmetric=False, out=places["compressed-tensors"])
+    )
+    quantize_bnb(BnbOptions(model="tiny", type="nf4", out=places["bitsandbytes"]))
+    cards = {name: render(gather(folder, repo=f"a/{name}"), "en") for name, folder in places.items()}
+    for name, words in {
+        "gptq": ("vLLM 0.32 does not read this layout: of GPTQ it knows 4 and 8 bits", "3 bit, group 128"),
+        "compressed-tensors": ("Transformers does not load compressed-tensors files with zero points",),
+        "bitsandbytes": ("Leave `dtype` out", "pip install", " bitsandbytes accelerate"),
+    }.items():
+        card = cards[name]
+        assert yaml.safe_load(card.split("---\n")[1])["tags"][3] == name
+        assert all(word in card for word in words), name
+        trained = yaml.safe_load(blocks(card, "yaml")[0])
+        assert trained["model_name_or_path"] == ("tiny" if name == "compressed-tensors" else f"a/{name}")
+        assert ("quantization_bit" in trained) == (name == "compressed-tensors")
+
+
 # ---- names --------------------------------------------------------------------------------------------------------
 
 HOSTILE = "a`b|c<script>alert(1)</script>](javascript:x)\"'$(touch x)\n# Heading\n```\n--- \\"

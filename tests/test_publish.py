@@ -348,6 +348,8 @@ def test_redacted() -> None:
     other = "hf_" + "Aa0" * 11
     text = redacted(f"Bearer {TOKEN}, {other}, https://x.y/z?X-Amz-Signature=abc&d=e and https://x.y/w", TOKEN)
     assert text == "Bearer ***, ***, https://x.y/z?*** and https://x.y/w"
+    odd = "no/token of the hub's"
+    assert redacted(f"{odd} {odd!r} no%2Ftoken%20of%20the%20hub%27s", odd) == '*** "***" ***'
 
 
 # ---- without the tests' hands: a process of its own ---------------------------------------------------------------
@@ -396,6 +398,12 @@ def test_a_named_report_must_be_of_these_files(run: Run, hub: Hub, variant: Path
     (variant / "report-other.json").write_text((tmp_path / "other.json").read_text())
     code, text, _ = run("publish", variant, "--repo", REPO)
     assert code == 0 and "left out: report-other.json (no report of these files)" in text
+
+
+def test_a_link_beside_a_named_report_is_refused(run: Run, hub: Hub, variant: Path, tmp_path: Path) -> None:
+    shutil.move(variant / "report.json", tmp_path / "report.json")
+    (tmp_path / "report.md").symlink_to("/etc/hostname")
+    refused(run("publish", variant, "--repo", REPO, "--report", tmp_path), "report.md: a link")
 
 
 def test_a_hub_that_does_not_say_who(hub: Hub, variant: Path) -> None:
@@ -483,6 +491,7 @@ def test_stays_at_home(run: Run, hub: Hub, variant: Path) -> None:
     assert len(names) == 18 and "LICENSE" in names
     for name in ("notes.txt", "model.py", "extra.safetensors", "stats/config.json", "runtimes.json"):
         assert f"left out: {name} (" in text and name not in names
+    assert "left out: extra.safetensors (no part of the variant)" in text
     assert b"license: apache-2.0" in hub.content(REPO, "README.md")
 
 

@@ -77,7 +77,7 @@ def _engine(report: Report, engine: EngineResult, t: Texts) -> list[str]:
             notes.append(t("loss_floor", what=text(t.part(row.what)), kl=number(row.kl_mean)))
     if data is not None:
         notes.append(t(f"overlap_{data.overlap}", count=len(data.overlapping)))
-    return [intro, table([t(f"col_{name}") for name in headings], rows), " ".join(notes)]
+    return [intro, table([t(f"col_{name}") for name in headings], rows), t.sentences(notes)]
 
 
 def _row(group: Group, where: str, t: Texts) -> list[str]:

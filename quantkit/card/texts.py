@@ -58,6 +58,10 @@ class Texts:
                 how = pattern.sub(words, how)
         return how
 
+    def sentences(self, parts: list[str]) -> str:
+        """Whole sentences one after another."""
+        return ("" if self.language == "zh" else " ").join(parts)
+
     def list(self, parts: list[str]) -> str:
         """Several things in a row."""
         return ("、" if self.language == "zh" else ", ").join(parts)

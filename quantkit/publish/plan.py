@@ -158,11 +158,12 @@ def _check_sums(folder: Path, uploads: Iterable[Upload]) -> None:
     """What the folder's own SHA256SUMS says of weights and side files; reports and cards are written after it."""
     listed = listed_checksums(folder)
     for one in uploads:
-        if not isinstance(one.source, Path) or one.name in LANGUAGES.values():
-            continue
+        ours = one.name not in LANGUAGES.values()
         records = one.name.startswith("report") or one.name == RUNTIMES
-        if not records and listed.get(one.name, one.sha256) != one.sha256:
-            raise QuantkitError(f"{one.source}: does not match {CHECKSUM_FILE}: damaged or changed; make it again")
+        if ours and not records and listed.get(one.name, one.sha256) != one.sha256:
+            raise QuantkitError(
+                f"{folder / one.name}: does not match {CHECKSUM_FILE}: damaged or changed; make it again"
+            )
 
 
 def _words(facts: Facts, sums: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ SPECIAL = {
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"{\char34}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
     "[": "{[}", "]": "{]}", "*": "{*}",  # which would be an argument of the line before
-    "\u2212": "$-$", "\u2013": "--", "\u202f": r"\,", "\u2026": r"\ldots{}", "\u2192": r"$\to$",
+    "\u2212": "$-$", "\u2013": "--", "\u2026": r"\ldots{}", "\u2192": r"$\to$",
 }  # fmt: skip
 EXPONENT = re.compile(r"(\d(?:\.\d+)?)e([+-]\d+)")
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import resource
 import shutil
 import statistics
@@ -136,14 +137,17 @@ def back(path: Path, model: str, out: Path) -> Path:
     return out
 
 
-def texts(model: str, path: Path) -> None:
-    """The conversations of the bundled set that hold no picture, as the model is given them."""
+def texts(model: str, path: Path, seed: int) -> None:
+    """The conversations of the bundled set that hold no picture, as the model is given them; in the set's order for
+    seed 0, else in one that the seed shuffles: where chunks begin is llama-imatrix's share of chance."""
     from transformers import AutoTokenizer
 
     checkpoint = open_checkpoint(model)
     samples = build_from(GgufOptions(model=model, samples=100_000, no_cache=True), checkpoint.path).samples
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
     found = [tokenizer.decode(sample.input_ids[0]) for sample in samples if "pixel_values" not in sample.inputs]
+    if seed:
+        random.Random(seed).shuffle(found)
     path.write_text("\n".join(found * 2), encoding="utf-8")
 
 
@@ -175,17 +179,16 @@ def quality(arguments: argparse.Namespace) -> None:
 
 
 def peers(rows: list[dict[str, Any]], arguments: argparse.Namespace, folder: Path, tokens: int, seed: int) -> None:
-    """llama-quantize with llama-imatrix; its matrix does not depend on the seed, so it runs once."""
-    if seed != arguments.seeds[0]:
-        return
-    start = folder / "start"
+    """llama-quantize with llama-imatrix; without it, where no seed enters, once."""
+    start = folder / f"start-{seed}"
     quantize_gguf(GgufOptions(model=arguments.model, out=start, type=("F32",), mmproj_type="none", name="model"))
-    texts(arguments.model, folder / "texts.txt")
+    texts(arguments.model, folder / "texts.txt", seed)
     matrix = folder / "imatrix.gguf"
     command = ["-m", start / "model-F32.gguf", "-f", folder / "texts.txt", "-o", matrix, "--parse-special", "-c", 512]
     run_tool(arguments.tools / "llama-imatrix", *command, "--chunks", tokens // 512, "--no-ppl")
     for kind in arguments.type:
-        for label, given in (("llama-quantize, text imatrix", ["--imatrix", matrix]), ("llama-quantize", [])):
+        ways = {"llama-quantize, text imatrix": ["--imatrix", matrix], "llama-quantize": []}
+        for label, given in list(ways.items())[: 2 if seed == arguments.seeds[0] else 1]:
             path = folder / "theirs.gguf"
             run_tool(arguments.tools / "llama-quantize", *given, start / "model-F32.gguf", path, kind)
             add(rows, arguments, folder, path, label, kind, seed)

@@ -35,6 +35,7 @@ ALLOWED = {
     "integrity": {"checkpoint", "errors", "fold", "formats", "grid", "model", "tensorfile"},
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
     "report": {"calibration", "errors", "verify"},
+    "text": set(),
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "gather", "grid", "methods", "model",
         "output", "plan", "provenance", "recipe", "sensitivity", "statistics", "tune",

@@ -46,7 +46,7 @@ class VerifyOptions:
             raise QuantkitError("--engine: name at least one engine, and none twice")
         if self.dtype not in DTYPES:
             raise QuantkitError(f"dtype '{self.dtype}' is unknown to verify: use {' or '.join(DTYPES)}")
-        _check_device(self.device)
+        check_device(self.device)
         if self.max_new_tokens < 1:
             raise QuantkitError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
@@ -59,7 +59,8 @@ class VerifyOptions:
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise `QuantkitError` where torch has no such device."""
     import torch
 
     try:

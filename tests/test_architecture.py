@@ -36,6 +36,7 @@ ALLOWED = {
     "verify": {"calibration", "checkpoint", "errors", "formats", "grid", "integrity", "model", "output"},
     "report": {"calibration", "errors", "verify"},
     "text": set(),
+    "chat": {"calibration", "checkpoint", "errors", "gguf", "verify"},
     "quantize": {
         "blockwise", "budget", "calibration", "checkpoint", "errors", "formats", "gather", "grid", "methods", "model",
         "output", "plan", "provenance", "recipe", "sensitivity", "statistics", "tune",
@@ -50,8 +51,8 @@ ALLOWED = {
         "tensorfile",
     },
     "cli": {
-        "bnb", "calibration", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe", "report",
-        "verify",
+        "bnb", "calibration", "chat", "checkpoint", "errors", "gguf", "integrity", "plan", "quantize", "recipe",
+        "report", "text", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

@@ -9,6 +9,7 @@ import typer
 
 from quantkit import __version__
 from quantkit.cli.calib import calib
+from quantkit.cli.chat import chat
 from quantkit.cli.gguf import gguf, imatrix
 from quantkit.cli.inspect import inspect
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
@@ -51,6 +52,7 @@ app.command(epilog="Example: quantkit imatrix --model openbmb/MiniCPM-V-4.6 --ou
 app.command(epilog="Example: quantkit verify tiny tiny-AWQ")(verify)
 app.command(epilog="Example: quantkit compare tiny-AWQ tiny-RTN --out compare.html")(compare)
 app.command(epilog="Example: quantkit inspect tiny-AWQ --layers")(inspect)
+app.command(epilog="Example: quantkit chat tiny-AWQ 'Which digit do you see?' --image digit.png")(chat)
 app.add_typer(calib)
 
 

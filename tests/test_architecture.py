@@ -60,9 +60,11 @@ ALLOWED = {
     "card": {"checkpoint", "errors", "gguf", "integrity", "output", "report", "tensorfile", "verify"},
     "publish": {"card", "errors", "tensorfile"},
     "serve": {"calibration", "checkpoint", "errors", "formats", "gguf", "output", "verify"},
+    "text": set(),
+    "chat": {"calibration", "checkpoint", "errors", "gguf", "verify"},
     "cli": {
-        "bnb", "calibration", "card", "checkpoint", "doctor", "errors", "gguf", "integrity", "plan", "publish",
-        "quantize", "recipe", "report", "reproduce", "serve", "sweep", "verify",
+        "bnb", "calibration", "card", "chat", "checkpoint", "doctor", "errors", "gguf", "integrity", "plan", "publish",
+        "quantize", "recipe", "report", "reproduce", "serve", "sweep", "text", "verify",
     },
     "__main__": {"cli"},
     "__init__": set(),

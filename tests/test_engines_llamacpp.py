@@ -157,7 +157,7 @@ def test_a_model_that_overflows(task: Task, files: Path, tmp_path: Path, monkeyp
 
 @runtime
 def test_a_crash_is_one_line(task: Task, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    complete = llamacpp._Link.complete
+    complete = llamacpp.Link.complete
     started = []
     popen = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
@@ -166,7 +166,7 @@ def test_a_crash_is_one_line(task: Task, files: Path, monkeypatch: pytest.Monkey
         started[0].kill()
         return complete(link, *arguments)
 
-    monkeypatch.setattr(llamacpp._Link, "complete", crashing)
+    monkeypatch.setattr(llamacpp.Link, "complete", crashing)
     with pytest.raises(QuantkitError, match=r"llama\.cpp crashed \(.*manifest\.jsonl:\d+") as error:
         run(task, files)
     assert "\n" not in str(error.value)

@@ -91,7 +91,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(files: Path) -> Iterator[Any]:
     """A running server's HTTP interface."""
     target = Target(files, timeout=60)
-    with llamacpp._local_server(files / "tiny-F16.gguf", files / "mmproj-tiny-F16.gguf", 2048, target) as (link, _):
+    with llamacpp.local_server(files / "tiny-F16.gguf", files / "mmproj-tiny-F16.gguf", 2048, target) as (link, _):
         yield link
 
 

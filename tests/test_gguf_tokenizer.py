@@ -30,7 +30,7 @@ from quantkit.gguf.metadata import text_metadata
 from quantkit.gguf.names import Heads, text_tensors
 from quantkit.gguf.tokenizer import PRE_TOKENIZERS, TokenizerFile, chat_templates, pre_tokenizer, tokenizer_metadata
 from quantkit.source import Source, tiny_folder
-from quantkit.verify.engines.llamacpp import _local_server
+from quantkit.verify.engines.llamacpp import local_server
 from quantkit.verify.task import Target
 
 runtime = pytest.mark.skipif(
@@ -137,7 +137,7 @@ def running(folder: Path, path: Path) -> Iterator[Callable[[str], list[int]]]:
                 tensor = tensor.repeat(size // len(tensor) + 1, 1)[:size]
             writer.add(row.name, tensor.contiguous().view(torch.uint8).reshape(-1))
         writer.finish()
-    with _local_server(path, None, 64, Target(path, timeout=60)) as (link, _):
+    with local_server(path, None, 64, Target(path, timeout=60)) as (link, _):
         yield link.tokenize
 
 

@@ -9,6 +9,7 @@ import typer
 
 from quantkit import __version__
 from quantkit.cli.calib import calib
+from quantkit.cli.chat import chat
 from quantkit.cli.doctor import doctor
 from quantkit.cli.gguf import gguf, imatrix
 from quantkit.cli.inspect import inspect
@@ -64,6 +65,7 @@ app.command(epilog="Example: quantkit doctor --model openbmb/MiniCPM-V-4.6")(doc
 app.command(epilog="Example: quantkit card tiny-AWQ --repo ORG/tiny-AWQ")(card)
 app.command(epilog="Example: quantkit publish tiny-AWQ --repo ORG/tiny-AWQ --dry-run")(publish)
 app.command(epilog="Example: quantkit serve-check tiny-AWQ --runtime transformers-serve")(serve_check)
+app.command(epilog="Example: quantkit chat tiny-AWQ 'Which digit do you see?' --image digit.png")(chat)
 app.add_typer(calib)
 
 

@@ -26,7 +26,7 @@ class VerifyOptions(MeasureOptions):
                 raise QuantkitError(f"--engine {engine}: unknown; known are {', '.join(ENGINES)}")
         if not self.engines or len(set(self.engines)) != len(self.engines):
             raise QuantkitError("--engine: name at least one engine, and none twice")
-        _check_device(self.device)
+        check_device(self.device)
 
     def recorded(self) -> dict[str, object]:
         """What `report.json` says of them: no place, no secret."""
@@ -34,7 +34,8 @@ class VerifyOptions(MeasureOptions):
         return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise `QuantkitError` where torch has no such device."""
     import torch
 
     try:

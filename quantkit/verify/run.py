@@ -337,27 +337,31 @@ def make_task(conversations: Sequence[Conversation], source: Checkpoint, options
         ),
     )
     known = {conversation.id: conversation for conversation in conversations}
-    stop_ids = _stop_ids(source, processor)
+    stops = stop_ids(source, processor)
     return Task(
         # as the sample was made of it: an over-long conversation without a stated answer may have been shortened
         conversations=[replace(known[sample.id], messages=sample.messages) for sample in samples],
         samples=samples,
-        places=[forward.scored(sample, stop_ids) for sample in samples],
+        places=[forward.scored(sample, stops) for sample in samples],
         processor=processor,
-        stop_ids=stop_ids,
+        stop_ids=stops,
         vocab_size=int(source.config["text_config"]["vocab_size"]),
         max_new_tokens=options.max_new_tokens,
         generate=options.generate,
     )
 
 
-def _stop_ids(source: Checkpoint, processor: Any) -> set[int]:
+def stop_ids(source: Checkpoint, processor: Any) -> set[int]:
     """The tokens that end an answer: the generation config's, the config's and the tokenizer's."""
     from transformers import GenerationConfig
 
     found = [source.config.get("eos_token_id"), processor.tokenizer.eos_token_id]
-    if (source.path / "generation_config.json").is_file():
-        found.append(GenerationConfig.from_pretrained(str(source.path), local_files_only=True).eos_token_id)
+    settings = source.path / "generation_config.json"
+    if settings.is_file():
+        try:
+            found.append(GenerationConfig.from_pretrained(str(source.path), local_files_only=True).eos_token_id)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise QuantkitError(f"{settings}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     ids = {token for value in found for token in (value if isinstance(value, list) else [value]) if token is not None}
     if not ids:
         raise QuantkitError(f"{source.path}: no config names an end-of-sequence token (eos_token_id)")

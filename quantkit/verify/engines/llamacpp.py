@@ -75,7 +75,7 @@ def run_llamacpp(task: Task, target: Target, tick: Tick) -> Observed:
     model, mmproj = gguf_files(target)
     longest = max((sample.input_ids.shape[1] for sample in task.samples), default=0)
     context = -(-(longest + task.max_new_tokens + 64) // 256) * 256
-    with _local_server(model, mmproj, context, target) as (link, version):
+    with local_server(model, mmproj, context, target) as (link, version):
         observed = _observe(task, link, tick)
     observed.versions["xllamacpp"] = version
     return observed
@@ -83,7 +83,7 @@ def run_llamacpp(task: Task, target: Target, tick: Tick) -> Observed:
 
 def ask_server(task: Task, url: str, tick: Tick, *, api_key: str | None = None, timeout: float = 600.0) -> Observed:
     """Every item of `task` through a running llama-server; raises `QuantkitError` where it does not answer as one."""
-    return _observe(task, _Link(url.rstrip("/"), api_key, timeout), tick)
+    return _observe(task, Link(url.rstrip("/"), api_key, timeout), tick)
 
 
 def gguf_files(target: Target) -> tuple[Path, Path | None]:
@@ -109,7 +109,7 @@ def gguf_files(target: Target) -> tuple[Path, Path | None]:
     return model, mmproj
 
 
-def _observe(task: Task, link: _Link, tick: Tick) -> Observed:
+def _observe(task: Task, link: Link, tick: Tick) -> Observed:
     count = len(task.samples)
     observed = Observed([None] * count, [None] * count)
     properties = link.properties()
@@ -146,7 +146,7 @@ class _Prompt:
 class _Item:
     """One item on its way through the server."""
 
-    def __init__(self, task: Task, link: _Link, sample: Sample, place: Scored, prompt: _Prompt) -> None:
+    def __init__(self, task: Task, link: Link, sample: Sample, place: Scored, prompt: _Prompt) -> None:
         self.task = task
         self.link = link
         self.prompt = prompt
@@ -318,7 +318,7 @@ def _png(picture: Picture) -> str:
 # ---- the server -----------------------------------------------------------------------------------------------------
 
 
-class _Link:
+class Link:
     """llama-server's native HTTP interface."""
 
     def __init__(self, url: str, api_key: str | None, timeout: float) -> None:
@@ -384,7 +384,7 @@ def _message(body: bytes) -> str:
 
 
 @contextmanager
-def _local_server(model: Path, mmproj: Path | None, context: int, target: Target) -> Iterator[tuple[_Link, str]]:
+def local_server(model: Path, mmproj: Path | None, context: int, target: Target) -> Iterator[tuple[Link, str]]:
     """A server of our own for one run, and xllamacpp's version; a crash becomes a `QuantkitError`."""
     key = secrets.token_hex(16)
     settings = {
@@ -409,7 +409,7 @@ def _local_server(model: Path, mmproj: Path | None, context: int, target: Target
                 also = f" with {mmproj}" if mmproj else ""
                 raise QuantkitError(f"{model}: llama.cpp cannot load it{also} ({_telling_line(errors)})")
             try:
-                yield _Link(started["address"], key, target.timeout), started["version"]
+                yield Link(started["address"], key, target.timeout), started["version"]
             except QuantkitError as error:
                 if not _ended(process):
                     raise

@@ -104,7 +104,7 @@ def run_local(name: str, task: Task, target: Target, tick: Tick) -> Observed:
         raise QuantkitError(f"{target.path}: no checkpoint folder")
     model = LOADERS[name](checkpoint, target.dtype, target.device)
     observed = forward.observe(model, task, tick, trust_teacher=name == "dequantized")
-    observed.kernel = ", ".join(sorted(_kernels(model))) or "torch"
+    observed.kernel = ", ".join(sorted(kernels(model))) or "torch"
     del model
     gc.collect()
     for states, sample in zip(observed.predictions, task.samples, strict=True):
@@ -113,7 +113,7 @@ def run_local(name: str, task: Task, target: Target, tick: Tick) -> Observed:
     return observed
 
 
-def _kernels(model: Any) -> set[str]:
+def kernels(model: Any) -> set[str]:
     """Names of the classes that run quantized weights."""
     quantized = (module for module in model.modules() if hasattr(module, "qweight") or _is_bitsandbytes(module))
     return {type(module).__name__ for module in quantized}

@@ -61,7 +61,7 @@ ALLOWED = {
     "publish": {"card", "errors", "tensorfile"},
     "serve": {"calibration", "checkpoint", "errors", "formats", "gguf", "output", "verify"},
     "text": set(),
-    "chat": {"calibration", "checkpoint", "errors", "gguf", "verify"},
+    "chat": {"calibration", "checkpoint", "errors", "gguf", "recipe", "verify"},
     "cli": {
         "bnb", "calibration", "card", "chat", "checkpoint", "doctor", "errors", "gguf", "integrity", "plan", "publish",
         "quantize", "recipe", "report", "reproduce", "serve", "sweep", "text", "verify",

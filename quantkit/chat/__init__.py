@@ -11,8 +11,8 @@ Pictures and clips are opened, and prompts made, by `quantkit.calibration`; mode
 
 from quantkit.chat.dialogue import Dialogue
 from quantkit.chat.engines import open_engine
-from quantkit.chat.options import ChatOptions
 from quantkit.chat.parts import question, reference
 from quantkit.chat.reply import Engine, Reply
+from quantkit.recipe import ChatOptions
 
 __all__ = ["ChatOptions", "Dialogue", "Engine", "Reply", "open_engine", "question", "reference"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantkit.chat.options import ChatOptions
 from quantkit.chat.reply import Engine
 from quantkit.errors import QuantkitError
+from quantkit.recipe import ChatOptions
 
 
 def open_engine(model: str | Path, options: ChatOptions) -> Engine:

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.calibration.images import Decoder
-from quantkit.chat.options import ChatOptions
 from quantkit.chat.reply import ANSWER, HALTED, LENGTH, REASONING, STOP, Halt, Message, Reply, Tell
 from quantkit.errors import QuantkitError
 from quantkit.gguf.inventory import take_gguf_inventory
+from quantkit.recipe import ChatOptions
 from quantkit.verify.engines.llamacpp import gguf_files, local_server
 from quantkit.verify.task import Target
 

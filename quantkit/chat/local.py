@@ -23,10 +23,10 @@ from quantkit.calibration import Conversation, load_processor
 from quantkit.calibration.conversations import modality_of
 from quantkit.calibration.images import Decoder
 from quantkit.calibration.prepare import PrepareOptions, Preparer, Ready, Sample
-from quantkit.chat.options import ChatOptions
 from quantkit.chat.reply import HALTED, LENGTH, STOP, Halt, Message, Reply, Tell, Thought
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import QuantkitError
+from quantkit.recipe import ChatOptions
 from quantkit.verify import forward
 from quantkit.verify.engines.local import kernels, load_dequantized, load_transformers
 from quantkit.verify.options import check_device

@@ -6,20 +6,20 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantkit.cli.options import with_options
 from quantkit.cli.shared import console, errors, escape, quiet_libraries
 from quantkit.errors import QuantkitError
+from quantkit.recipe import ASK, ChatOptions
 
 if TYPE_CHECKING:
-    from quantkit.chat import ChatOptions, Dialogue, Engine, Reply
+    from quantkit.chat import Dialogue, Engine, Reply
     from quantkit.cli.chat_view import Screen, Shown
 
-ASK, PICTURES, ANSWERS, RUN = "Question", "Pictures and clips", "Answer", "Run"
 HELP = """/image FILE   a picture for the next question (several: once for each)
 /video FILE   a clip for the next question
 /reset        forget what was said, and pictures that were not asked about
@@ -27,11 +27,9 @@ HELP = """/image FILE   a picture for the next question (several: once for each)
 FAILED = 2
 
 
-def _own(what: str, panel: str = PICTURES) -> Any:
-    return typer.Option(help=f"{what} (default: the processor's)", min=1, rich_help_panel=panel, show_default=False)
-
-
+@with_options(ChatOptions)
 def chat(
+    given: dict[str, Any],
     model: Annotated[
         str, typer.Argument(help="A folder, a hub id, a .gguf file or a folder of them, or tiny.", metavar="DIR")
     ],
@@ -43,77 +41,25 @@ def chat(
         typer.Option("--image", "-i", help="A picture: file, URL. May be repeated.", rich_help_panel=ASK),
     ] = None,
     video: Annotated[
-        list[str] | None, typer.Option(help="A clip: file, URL. May be repeated.", rich_help_panel=ASK)
+        list[str] | None, typer.Option("--video", help="A clip: file, URL. May be repeated.", rich_help_panel=ASK)
     ] = None,
-    system: Annotated[str | None, typer.Option(help="The system prompt.", rich_help_panel=ASK)] = None,
     compare: Annotated[
         str | None,
-        typer.Option(help="Another model, as DIR: both answers side by side.", metavar="REF", rich_help_panel=ASK),
-    ] = None,
-    downsample_mode: Annotated[
-        str | None,
-        typer.Option(help="Visual token compression: 16x or 4x. (default: the processor's)", rich_help_panel=PICTURES),
-    ] = None,
-    max_slice_nums: Annotated[int | None, _own("Most slices an image is cut into.")] = None,
-    max_num_frames: Annotated[int | None, _own("Most frames taken of a clip.")] = None,
-    stack_frames: Annotated[int | None, _own("Frames of a second stacked into one picture.")] = None,
-    use_image_id: Annotated[
-        bool | None,
-        typer.Option(help="Number the pictures in the prompt. (default: the processor's)", rich_help_panel=PICTURES),
-    ] = None,
-    enable_thinking: Annotated[
-        bool,
-        typer.Option("--enable-thinking", help="Let the model reason before it answers.", rich_help_panel=ANSWERS),
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.", rich_help_panel=ANSWERS)] = 512,
-    temperature: Annotated[
-        float | None,
         typer.Option(
-            help="Sample at this temperature. (default: greedy; 1 with --top-p, --top-k)",
-            min=0,
-            rich_help_panel=ANSWERS,
+            "--compare", help="Another model, as DIR: both answers side by side.", metavar="REF", rich_help_panel=ASK
         ),
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample among the likeliest that make up this share.", rich_help_panel=ANSWERS)
-    ] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample among so many likeliest tokens.", min=1, rich_help_panel=ANSWERS)
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of sampling, for each answer anew.", min=0, max=2**32 - 2, rich_help_panel=ANSWERS)
-    ] = 0,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="auto: the method's kernels where installed, else dequantized (the file's weights in the reference "
-            "model); transformers, dequantized; llama.cpp for GGUF.",
-            rich_help_panel=RUN,
-        ),
-    ] = "auto",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1. (default: cuda where there is one)", rich_help_panel=RUN)
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32.", rich_help_panel=RUN)] = "bfloat16",
-    mmproj: Annotated[
-        Path | None, typer.Option(help="The vision file of a .gguf, where it cannot be told.", rich_help_panel=RUN)
     ] = None,
 ) -> None:
     """Ask a variant about pictures and clips.
 
     With PROMPT one answer, else a chat whose turns are kept: one question a line, from the terminal or a pipe. Answers
     stream, as Markdown in a terminal and as plain text in a pipe.
-    """  # fmt: skip
+    """
+    options = ChatOptions(**given)
     with errors.status("loading torch and transformers"):
         quiet_libraries()
-        from quantkit.chat import ChatOptions, open_engine
+        from quantkit.chat import open_engine
         from quantkit.cli.chat_view import Screen
-    options = ChatOptions(
-        downsample_mode=downsample_mode, max_slice_nums=max_slice_nums, max_num_frames=max_num_frames,
-        stack_frames=stack_frames, use_image_id=use_image_id, enable_thinking=enable_thinking, system=system,
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, engine=engine,
-        device=device, dtype=dtype, mmproj=mmproj,
-    )  # fmt: skip
     names = [model] if compare is None else [compare, model]
     models = _Models(names, [open_engine(name, options) for name in names], options)
     screen = Screen(console, errors)

@@ -4,9 +4,11 @@ Plain dataclasses, so that nothing heavy is imported before a command runs. `qua
 command from the fields, `recipe.document` what a recipe in YAML may say; making an object checks limits and choices.
 """
 
+from quantkit.recipe.ask import ChatOptions
 from quantkit.recipe.commands import COMMANDS, Command, command_of, make_options, recorded
 from quantkit.recipe.common import SAMPLES, CalibrationOptions, ModelOptions, StatisticsOptions, WriteOptions
 from quantkit.recipe.fields import (
+    ASK,
     DATA,
     PANELS,
     RUN,
@@ -22,6 +24,7 @@ from quantkit.recipe.methods import KEPT_BITS, BnbOptions, GgufOptions, ImatrixO
 
 __all__ = [
     "COMMANDS",
+    "ASK",
     "DATA",
     "KEPT_BITS",
     "LIMITS",
@@ -30,6 +33,7 @@ __all__ = [
     "SAMPLES",
     "BnbOptions",
     "CalibrationOptions",
+    "ChatOptions",
     "Command",
     "GgufOptions",
     "ImatrixOptions",

@@ -8,8 +8,9 @@ from typing import Any
 
 from quantkit.errors import QuantkitError
 
-PANELS = MODEL, GRID, DATA, PICTURES, ITEMS, RUN, ENGINES, GATES, REPORTS = (
-    "Model", "Grid", "Calibration", "Pictures and clips", "Data", "Run", "Engines", "Gates", "Reports",
+PANELS = MODEL, ASK, GRID, DATA, PICTURES, ANSWERS, ITEMS, RUN, ENGINES, GATES, REPORTS = (
+    "Model", "Question", "Grid", "Calibration", "Pictures and clips", "Answer", "Data", "Run", "Engines", "Gates",
+    "Reports",
 )  # fmt: skip
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,10 @@ def run_shell(block: Block, folder: Path, run: Run) -> tuple[int, str]:
         if code:
             return code, f"{told}\n(stopped before {command})"
         if command.startswith("quantkit ") and len(words(command)) == 1 and ">" not in command:
-            code, output, errors = run(*words(command)[0][1:])
+            try:
+                code, output, errors = run(*words(command)[0][1:])
+            except Exception:  # noqa: BLE001 - a bug of the command's, told with the place of its page
+                return 1, told + traceback.format_exc()
             told += output + errors
         else:
             done = subprocess.run(
@@ -197,16 +201,21 @@ def leading(parts: list[str]) -> Iterator[list[str]]:
 
 def command(*names: str) -> Any:
     """A command or group by its names; KeyError where there is none."""
-    import typer
-
-    from quantkit.cli import app
-
-    found = typer.main.get_command(app)
+    found = root()
     for name in names:
         if not hasattr(found, "commands"):
             raise KeyError(name)
         found = found.commands[name]
     return found
+
+
+@lru_cache(1)
+def root() -> Any:
+    import typer
+
+    from quantkit.cli import app
+
+    return typer.main.get_command(app)
 
 
 def parsed(arguments: list[str]) -> Any:

@@ -140,10 +140,12 @@ def load_gguf(candidate: Candidate) -> Any:
 
 def _fill(parameters: dict[str, Tensor], rows: Sequence[names.Conversion], file: GgufFile, heads: names.Heads) -> None:
     for row in rows:
-        parameters[row.source].data.copy_(_source_values(row, _values(file, row), parameters[row.source].shape, heads))
+        parameters[row.source].data.copy_(
+            _source_values(row, file_values(file, row), parameters[row.source].shape, heads)
+        )
 
 
-def _values(file: GgufFile, row: names.Conversion) -> Tensor:
+def file_values(file: GgufFile, row: names.Conversion) -> Tensor:
     """A tensor's values in float32, in the file's own order."""
     info = file.tensors.get(row.name)
     if info is None:

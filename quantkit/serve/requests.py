@@ -64,7 +64,7 @@ class CardRequest:
 
 
 REQUESTS = (
-    CardRequest("text", "text", "What is 5 + 2?"),
+    CardRequest("text", "text", "Which month comes after May?"),
     CardRequest("image_url", "a picture by its address", "What is in this picture?", picture="url"),
     CardRequest("image_base64", "a picture as base64", "What is in this picture?", picture="base64"),
     CardRequest("tool_call", "a tool call", "What is the weather in Beijing?", tools=(TOOL,)),

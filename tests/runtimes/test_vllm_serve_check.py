@@ -12,8 +12,10 @@ from caller import make_caller
 pytestmark = [pytest.mark.runtimes, pytest.mark.slow]
 
 
-def test_requests(run: Callable[..., tuple[int, str, str]], vllm_python: Path, tmp_path: Path) -> None:
-    folder = make_caller(tmp_path / "caller")
+@pytest.mark.parametrize("form", ["json", "xml"])
+def test_requests(run: Callable[..., tuple[int, str, str]], form: str, vllm_python: Path, tmp_path: Path) -> None:
+    """In both forms of calls: each has a parser of vLLM's."""
+    folder = make_caller(tmp_path / "caller", form)
     code, out, err = run("serve-check", folder, "--runtime", "vllm", "--python", vllm_python)
     assert code == 0, out + err
     (found,) = json.loads((folder / "runtimes.json").read_text())["runs"]

@@ -49,7 +49,12 @@ def estimate_rows(model: str, memory: Memory) -> list[Row]:
 
 def _open(model: str) -> Checkpoint | None:
     """The checkpoint by its headers; None for a hub id that is not in the cache. Nothing is downloaded."""
-    if model == TINY or os.path.lexists(model) or not hub.MODEL_ID.fullmatch(model):
+    if (
+        model == TINY
+        or os.path.lexists(model)
+        or model.startswith((".", "/", "~"))
+        or not hub.MODEL_ID.fullmatch(model)
+    ):
         return open_checkpoint(model, verify_checksums=False)
     folder = hub.cached_snapshot(model)
     return None if folder is None else open_checkpoint(folder, verify_checksums=False)

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from quantkit.doctor.rows import Row, tidy
+from quantkit.errors import QuantkitError
 
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 MODEL_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,7 +35,10 @@ def cached_snapshot(model: str) -> Path | None:
     library = _library()
     if library is None:
         return None
-    found = library.try_to_load_from_cache(model, "config.json")
+    try:
+        found = library.try_to_load_from_cache(model, "config.json")
+    except ValueError as error:  # the library's own rules for a name
+        raise QuantkitError(f"--model {model!r}: no such folder, and no id that the hub could have") from error
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -7,7 +7,6 @@ stand in pyproject.toml alone.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import shlex
 import sys
@@ -123,17 +122,17 @@ class Packages:
         by_package = {package: self.extra_of(package) for package in packages}
         extras = dict.fromkeys(extra for extra in by_package.values() if extra)
         wanted = [f"{OURS}[{','.join(extras)}]"] if extras else []
-        return pip("install", *wanted, *(package for package, extra in by_package.items() if extra is None))
+        return self.pip("install", *wanted, *(package for package, extra in by_package.items() if extra is None))
 
     def upgrade(self, requirement: str) -> str:
         """The command that brings a package up to a bound, and what it needs along with it."""
-        return pip("install", "-U", requirement)
+        return self.pip("install", "-U", requirement)
 
-
-def pip(*arguments: str) -> str:
-    """pip, or uv where the environment has no pip of its own."""
-    program = ["pip"] if importlib.util.find_spec("pip") else ["uv", "pip"]
-    return shlex.join([*program, *arguments])
+    def pip(self, *arguments: str) -> str:
+        """pip, or uv where the environment has no pip of its own. (To look for the module would have setuptools' hook
+        take its distutils out of this process.)"""
+        program = ["pip"] if self.version("pip") else ["uv", "pip"]
+        return shlex.join([*program, *arguments])
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
@@ -149,7 +148,7 @@ def _ours(packages: Packages) -> Row:
     stated = packages.version(OURS)
     if stated is None:
         said = f"{__version__}, not installed: it runs from its source, and nothing says which versions it needs"
-        return Row(OURS, "fault", said, pip("install", "-e", "."), values)
+        return Row(OURS, "fault", said, packages.pip("install", "-e", "."), values)
     if stated != __version__:
         said = f"{__version__} runs, {stated} is installed: its bounds may be another version's"
         return Row(OURS, "note", said, None, values)
@@ -174,7 +173,7 @@ def _needed(packages: Packages, name: str) -> Row:
     wanted = f"{name}{requirement.specifier}"
     values = {"version": found, "wanted": str(requirement.specifier)}
     if found is None:
-        return Row(name, "fault", f"missing, needed: {wanted}", pip("install", wanted), values)
+        return Row(name, "fault", f"missing, needed: {wanted}", packages.pip("install", wanted), values)
     if not packages.meets(requirement):
         said = f"{found}: too old, needed: {wanted}"
         return Row(name, "fault", said, packages.upgrade(wanted), values)

@@ -42,9 +42,9 @@ from quantkit.model import EMBEDDING, HEAD
 from quantkit.verify import compare, forward, layers, metrics
 from quantkit.verify.engines import local
 from quantkit.verify.engines.local import DTYPES, load_dequantized
-from quantkit.verify.ggufset import file_fingerprint as file_fingerprint
+from quantkit.verify.ggufset import file_fingerprint, files_run
 from quantkit.verify.report import CacheInfo, NoiseRow
-from quantkit.verify.task import Answer, Observed, States, Task, Tick
+from quantkit.verify.task import Answer, Observed, States, Target, Task, Tick
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,19 @@ def head_of(checkpoint: Checkpoint, dtype: str) -> Tensor:
     tied = checkpoint.config.get("tie_word_embeddings", False)
     name = EMBEDDING if tied or HEAD not in checkpoint else HEAD
     return checkpoint.load(name, DTYPES[dtype])
+
+
+def target_files(target: Target) -> list[Path]:
+    """The files of a target that is no checkpoint's folder, as they are run: text in all its parts, vision."""
+    return [file for file in files_run(target.path, target.mmproj) if file.is_file()]
+
+
+def target_fingerprint(target: Target) -> str:
+    """A candidate's fingerprint, as report.json records it; "unknown" where only a server has its files."""
+    if target.checkpoint is not None:
+        return target.checkpoint.fingerprint()
+    files = target_files(target)
+    return file_fingerprint(files) if files else "unknown"
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from quantkit.verify import forward, gates, reference
 from quantkit.verify.alarms import alarms, verdict
 from quantkit.verify.benchmarks import is_benchmark, load_benchmark, parse_name
 from quantkit.verify.engines import run_engine
-from quantkit.verify.ggufset import file_fingerprint, files_run
 from quantkit.verify.options import VerifyOptions
 from quantkit.verify.report import Calibration, Data, EngineResult, Finding, Model, Report, environment
 from quantkit.verify.summary import summarize_engine
@@ -239,12 +238,12 @@ def _check_compatible(source: Checkpoint, candidate: Checkpoint) -> None:
 def _describe_target(target: Target, source: Checkpoint) -> Model:
     if target.checkpoint is not None:
         return _describe(target.checkpoint, source)
-    files = [file for file in files_run(target.path, target.mmproj) if file.is_file()]
+    files = reference.target_files(target)
     size = sum(file.stat().st_size for file in files)
     parameters = source.num_parameters()
     return Model(
         name=target.path.name,
-        fingerprint="unknown" if not files else file_fingerprint(files),
+        fingerprint=reference.target_fingerprint(target),
         bytes=size,
         parameters=parameters,
         bits_per_weight=8 * size / parameters,

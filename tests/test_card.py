@@ -78,11 +78,13 @@ def change(folder: Path, **more: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | more))
 
 
-def serve_check(folder: Path, runs: list[dict[str, Any]], fingerprint: str | None = None) -> None:
+def serve_check(
+    folder: Path, runs: list[dict[str, Any]], fingerprint: str | None = None, name: str = "runtimes.json"
+) -> None:
     """A runtimes.json as quantkit serve-check writes it."""
     known = fingerprint or gather(folder).variant.fingerprint
     content = {"format": 1, "fingerprint": known, "runs": runs}
-    (folder / "runtimes.json").write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content))
 
 
 RUN = {
@@ -338,6 +340,22 @@ def test_a_card_of_gguf_files(gguf_folder: Path) -> None:
     ):
         assert line in card, line
     assert "Memory at 4096 positions" in card and "This repository holds GGUF files" in card
+
+
+def test_a_server_check_of_one_gguf_file(gguf_folder: Path, tmp_path: Path) -> None:
+    """serve-check names its record after the file; its fingerprint is verify's, of the text and the vision file."""
+    from quantkit.verify.reference import target_fingerprint
+    from quantkit.verify.task import Target
+
+    folder = Path(shutil.copytree(gguf_folder, tmp_path / "tiny-GGUF"))
+    text = folder / "tiny-Q4_K_M.gguf"
+    found = target_fingerprint(Target(path=text))
+    assert found == target_fingerprint(Target(path=text, mmproj=folder / "mmproj-tiny-F16.gguf"))
+    serve_check(folder, [RUN | {"runtime": "llama-server"}], found, "tiny-Q4_K_M.runtimes.json")
+    serve_check(folder, [RUN], "0" * 64)
+    facts = gather(folder)
+    assert [path.name for path in facts.evidence.runtimes] == ["tiny-Q4_K_M.runtimes.json"]
+    assert "- [x] llama.cpp: llama-server: 0.32.0, on cpu" in render(facts, "en") and not facts.evidence.runs["vllm"]
 
 
 # ---- other layouts ------------------------------------------------------------------------------------------------

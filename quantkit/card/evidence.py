@@ -16,7 +16,7 @@ from quantkit.errors import QuantkitError
 if TYPE_CHECKING:
     from quantkit.verify.report import Report
 
-RUNTIMES = "runtimes.json"
+RUNTIMES = "runtimes.json"  # of a folder; of one GGUF file NAME.runtimes.json
 FORMAT = 1
 # what a card has a line for, in its order
 KNOWN = (
@@ -58,7 +58,7 @@ class Evidence:
     measured: tuple[Measured, ...]
     stale: tuple[Path, ...]
     runs: dict[str, list[Ran]]
-    runtimes: Path | None  # the file that `runs` come from, if any of it is about these files
+    runtimes: tuple[Path, ...]  # the files that `runs` come from, those that are about these files
 
 
 def gather_evidence(variant: Variant, reports: Iterable[Path] = ()) -> Evidence:
@@ -75,10 +75,14 @@ def gather_evidence(variant: Variant, reports: Iterable[Path] = ()) -> Evidence:
             measured.append(Measured(report, path, tuple(file.name for file in covers)))
         else:
             stale.append(path)
-    checked, file = _server_checks(variant)
-    runs = [ran for one in measured for ran in _engines(one.report)] + checked
+    checks = {path: _server_checks(variant, path) for path in sorted(variant.path.glob(f"*{RUNTIMES}"))}
+    checked = {path: runs for path, runs in checks.items() if runs is not None}
+    runs = [ran for one in measured for ran in _engines(one.report)] + [ran for one in checked.values() for ran in one]
     return Evidence(
-        tuple(measured), tuple(stale), {name: [ran for ran in runs if ran.runtime == name] for name in KNOWN}, file
+        tuple(measured),
+        tuple(stale),
+        {name: [ran for ran in runs if ran.runtime == name] for name in KNOWN},
+        tuple(checked),
     )
 
 
@@ -104,16 +108,14 @@ def _engines(report: Report) -> list[Ran]:
 # ---- runtimes.json ------------------------------------------------------------------------------------------------
 
 
-def _server_checks(variant: Variant) -> tuple[list[Ran], Path | None]:
-    path = variant.path / RUNTIMES
-    if not path.is_file():
-        return [], None
+def _server_checks(variant: Variant, path: Path) -> list[Ran] | None:
+    """The runs of a file that passed; None where it is about other files."""
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT or not isinstance(content.get("runs"), list):
         raise QuantkitError(f"{path}: not of format {FORMAT}; run quantkit serve-check again")
     if not variant.knows(str(content.get("fingerprint"))):
-        return [], None
-    return [_run(run, path) for run in content["runs"] if _passed(run, path)], path
+        return None
+    return [_run(run, path) for run in content["runs"] if _passed(run, path)]
 
 
 def _passed(run: Any, path: Path) -> bool:

@@ -134,8 +134,8 @@ def _why_not(facts: Facts, name: str, path: Path) -> str | None:
         return None
     if name.endswith((".safetensors", ".gguf", ".index.json")):
         return "no part of the variant"
-    if name == RUNTIMES:
-        return None if facts.evidence.runtimes is not None else "about other files"
+    if name.endswith(RUNTIMES):
+        return None if path in facts.evidence.runtimes else "about other files"
     if name in LANGUAGES.values() or name == CHECKSUM_FILE:
         return "written anew"
     if name.startswith("report") and "/" not in name:
@@ -159,7 +159,7 @@ def _check_sums(folder: Path, uploads: Iterable[Upload]) -> None:
     listed = listed_checksums(folder)
     for one in uploads:
         ours = one.name not in LANGUAGES.values()
-        records = one.name.startswith("report") or one.name == RUNTIMES
+        records = one.name.startswith("report") or one.name.endswith(RUNTIMES)
         if ours and not records and listed.get(one.name, one.sha256) != one.sha256:
             raise QuantkitError(
                 f"{folder / one.name}: does not match {CHECKSUM_FILE}: damaged or changed; make it again"

@@ -127,7 +127,7 @@ def head_of(checkpoint: Checkpoint, dtype: str) -> Tensor:
 
 
 def target_files(target: Target) -> list[Path]:
-    """The files of a target that is no checkpoint's folder: what llama.cpp runs of it, the vision file included."""
+    """The files of a target that is no checkpoint's folder, as they are run: text in all its parts, vision."""
     return [file for file in files_run(target.path, target.mmproj) if file.is_file()]
 
 

@@ -460,6 +460,12 @@ def test_every_plot_has_both_files_and_a_safe_name(tmp_path: Path) -> None:
             assert "<script" not in text and ET.fromstring(text).tag == f"{SVG}svg"
 
 
+def test_variants_that_differ_in_what_no_file_name_holds_have_plots_of_their_own() -> None:
+    made = [replace(row, name=name) for row, name in zip(few(), ("a/b", "a:b", "A-B", "\u4e2d"), strict=True)]
+    names = [name for name in all_plots(made) if name.startswith("layers-")]
+    assert names == ["layers-a-b", "layers-a-b-2", "layers-A-B-3", "layers-variant"]
+
+
 def test_plots_without_data_are_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
     made = [replace(row, figures={}, layers={}, outputs={}) for row in few()]
     with caplog.at_level(logging.WARNING):
@@ -561,7 +567,8 @@ def test_figures_stand_on_the_page_without_its_script(rows: list[SweepRow], page
 
 def test_rows_measured_otherwise_are_said(rows: list[SweepRow]) -> None:
     other = replace(rows[1], measured={**samples.MEASURED, "data": "mine.jsonl"})
-    assert "Not measured alike: data: 'awq-w4g32-gptq-s0' has heldout" in Page(to_page([rows[0], other], "t")).words()
+    words = Page(to_page([rows[0], other], "t")).words()
+    assert f"Not measured alike: data : {rows[0].name} has heldout , {rows[1].name} has mine.jsonl ." in words
     assert "Not measured alike" not in Page(to_page(rows, "t")).words()
 
 

@@ -85,8 +85,10 @@ def _warning(sweep: Sweep) -> Markup | None:
         for name, value in row.measured.items():
             first = measured[0].measured.get(name)
             if value != first:
-                pair = f"'{measured[0].name}' has {plain(first)}, '{row.name}' has {plain(value)}"
-                return tag("p", f"Not measured alike: {name}: {pair}.", class_="warning", role="note")
+                parts = (measured[0].name, " has ", plain(first), ", ", row.name, " has ", plain(value))
+                pair = [tag("bdi", clean(part)) if index % 2 == 0 else part for index, part in enumerate(parts)]
+                text = join("Not measured alike: ", tag("bdi", clean(name)), ": ", pair, ".")
+                return tag("p", text, class_="warning", role="note")
     return None
 
 
@@ -161,7 +163,7 @@ def _table(sweep: Sweep, columns: list[tuple[str, Column]]) -> Section:
     front_of = tag(
         "p", f"On the front: what no other setting beats in size and {heading}.", class_="how", id="front-of"
     )
-    reading = "Intervals stand below the figures; where there are several seeds, the range of their means."
+    reading = "Intervals stand below the figures; of several seeds, the range."
     if all(setting.seeds == 1 for setting in sweep.settings):
         reading = "Intervals stand below the figures."
     return section("figures", "Figures", reading, front_of, render(table, class_="sweep"))

@@ -399,11 +399,13 @@ def test_two_answers_stand_side_by_side(run: Run, random_checkpoint: Path) -> No
 
 def test_each_of_two_has_its_own_history(piped: Run, random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
+    parts: list[int] = []
     ask = Dialogue.ask
 
     def recorded(self: Dialogue, *arguments: Any) -> Any:
         reply = ask(self, *arguments)
         asked.append([turn["content"][-1]["text"] for turn in self.turns])
+        parts.append(len(self.turns[-2]["content"]))
         return reply
 
     monkeypatch.setattr(Dialogue, "ask", recorded)
@@ -413,6 +415,7 @@ def test_each_of_two_has_its_own_history(piped: Run, random_checkpoint: Path, mo
     )
     assert code == 0, err
     assert [len(one) for one in asked] == [2, 2, 4, 4]
+    assert parts == [2, 2, 1, 1]  # the picture belongs to the first question
     assert asked[2][:2] == asked[0] and asked[3][:2] == asked[1] and asked[0][1] != asked[1][1]
 
 
@@ -550,9 +553,9 @@ def test_reasoning_is_told_apart_wherever_the_text_is_cut(
 HOSTILE = "a\x1b]0;owned\x07b\x1b[2Jc\x9b31md\re\x08 &#27;[31m &#x9b;2J &#13;f [link](https://evil.example/\x1b[0m)"
 
 
-def screen(width: int = 80, terminal: bool = True) -> tuple[Screen, io.StringIO, io.StringIO]:
+def screen(width: int = 80, terminal: bool = True, colours: Any = None) -> tuple[Screen, io.StringIO, io.StringIO]:
     out, err = io.StringIO(), io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=width, height=20, color_system=None)
+    console = Console(file=out, force_terminal=terminal, width=width, height=20, color_system=colours)
     return Screen(console, Console(file=err, width=width)), out, err
 
 
@@ -566,18 +569,17 @@ def filled(title: str, answer: str, reasoning: str = "", note: str = "3 tokens")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("terminal", [True, False])
 def test_no_control_sequence_of_an_answer_reaches_the_terminal(terminal: bool, count: int) -> None:
-    view, out, err = screen(terminal=terminal)
+    view, out, err = screen(terminal=terminal, colours="truecolor" if terminal else None)
     shown = [Shown(f"m{number}") for number in range(count)]
     with view.answering(shown, shown[0]) as tell:
         for kind in (REASONING, ANSWER):
             for letter in HOSTILE:
                 tell(kind, letter)
-    mine = "".join(out.getvalue())
     view.show(shown)
     for text in (out.getvalue(), err.getvalue()):
         assert "\x1b]0;" not in text and "\x1b[31m" not in text and "\x1b[2J" not in text and "\x1b]8;" not in text
         assert not set(text) & {"\x07", "\x08", "\x9b"}
-    assert "owned" in out.getvalue() and mine is not None
+    assert "owned" in out.getvalue() and "https://evil.example" in out.getvalue()
     if not terminal:
         assert "\x1b" not in out.getvalue() + err.getvalue() and "\r" not in out.getvalue()
 

@@ -6,6 +6,7 @@ Markdown would take their backslashes and underscores for its own.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,8 +76,9 @@ class Screen:
             try:
                 self.console.file.write(text)
                 self.console.file.flush()
-            except BrokenPipeError:
-                self.console.on_broken_pipe()
+            except BrokenPipeError:  # nobody reads any more, and Python's own last flush must not fail for it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
+                raise SystemExit(1) from None
 
         def tell(kind: str, piece: str) -> None:
             current.add(kind, piece)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import filecmp
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from quantkit.recipe.schema import SECTIONS, plain_values, recipe_model
 
 RECORD = "quantkit.json"
 TIMINGS = "seconds"
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,30 @@ def read_record(folder: Path) -> Recorded:
         fault = error.errors()[0]
         place = ".".join(map(str, ("recipe", *fault["loc"][:1])))
         raise QuantkitError(f"{path}: {place}: {fault['msg'].lower()}: another version of quantkit wrote it") from error
+    _check_no_places(path, str(method), recipe)
     given = plain_values(
         COMMANDS[method].kind, {name: value for name, value in recipe.items() if name not in ("method", *SECTIONS)}
     )
-    threads = content.get("threads")
+    threads, revision = content.get("threads"), source.get("revision")
+    if not isinstance(revision, str | None):
+        raise QuantkitError(f"{path}: source.revision: no text: another version of quantkit wrote it")
     return Recorded(
-        folder, str(method), given, str(source.get("name")), source.get("revision"), str(source.get("fingerprint")),
-        threads if isinstance(threads, int) else None, content,
+        folder, str(method), given, str(source.get("name")), revision, str(source.get("fingerprint")),
+        threads if type(threads) is int and 0 < threads <= MOST_THREADS else None, content,
     )  # fmt: skip
+
+
+def _check_no_places(path: Path, method: str, recipe: Mapping[str, Any]) -> None:
+    """A record is another's text: it names nothing on this machine that would be read, and nothing to write."""
+    kind = COMMANDS[method].kind
+    places = {one.name for one in fields(kind) if one.metadata.get("place")}
+    if found := sorted(places & recipe.keys()):
+        raise QuantkitError(f"{path}: recipe.{found[0]}: quantkit records no places; this is not its own record")
+    for name in ("calib", "eval_data"):
+        values = recipe.get(name) or ()
+        for value in (values,) if isinstance(values, str) else values:
+            if value.startswith(("/", "~", "./", "../")):
+                raise QuantkitError(f"{path}: recipe.{name}: names a path ({value}); this is not quantkit's own record")
 
 
 def differences(made: Path, again: Path) -> dict[str, str]:
@@ -108,7 +125,7 @@ def _mapping(content: Any, key: str) -> dict[str, Any]:
 def _installed(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:
+    except (PackageNotFoundError, ValueError):  # ValueError: no name of a package at all
         return "not installed"
 
 

@@ -155,6 +155,9 @@ def test_recipes_that_come_along_go_by_name(run: Run, tmp_path: Path, monkeypatc
         ("bits: 3", "bits: &a 3", 4, "anchors are not read"),
         ("bits: 3", "  bits: 3", 4, "no valid YAML"),
         ("bits: 3", "bits: !!python/name:os.system x", 4, "no valid YAML"),
+        ("bits: 3", 'revision: "a\\0b"', 4, "revision: holds a character that no name may have"),
+        ("bits: 3", 'keep: ["\\ud800"]', 4, "keep.0: holds a character that no name may have"),
+        ("method: gptq", "method: [awq, gptq]", 2, "method: write one of awq, gptq, rtn"),
     ],
 )  # fmt: skip
 def test_a_fault_is_one_line_with_its_place(
@@ -174,6 +177,8 @@ def test_a_fault_is_one_line_with_its_place(
         ("- a", "write options as name: value"),
         ("bits: 3", "method is missing; write method: with one of awq, gptq, rtn, bnb, gguf, imatrix"),
         ("[" * 5000, "no valid YAML"),
+        ("method: awq\nskip_bad: !!bool x", "no valid YAML"),
+        ("method: awq\nrevision: !!timestamp x", "no valid YAML"),
     ],
 )
 def test_no_recipe_at_all(write: Callable[[str], Path], text: str, words: str) -> None:
@@ -232,6 +237,61 @@ def test_bad_limits_are_told_before_the_work(run: Run, write: Callable[[str], Pa
     code, _, errors = run("run", path, "--out", tmp_path / "out")
     assert code == 2 and f"{path}:2: gates: gates.min_top1: gate min_top1: a share from 0 to 1" in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_secrets_of_verify_come_from_the_environment(
+    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTKIT_API_KEY", "sesame")
+    found = read_recipe(write("method: rtn\nverify: {}")).verify_options()
+    assert found is not None and found.api_key == "sesame" and "sesame" not in repr(found)
+
+
+def test_a_folder_hides_no_recipe_that_comes_along(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "awq").mkdir()  # such as an earlier --out awq
+    code, shown, errors = run("recipe", "show", "awq")
+    assert code == 0 and shown.startswith("method: awq"), errors
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("verify: {engine: vlm}", "r.yaml:2: --engine vlm: unknown; known are"),
+        (
+            "verify: {engine: [dequantized, dequantized]}",
+            "r.yaml:2: --engine: name at least one engine, and none twice",
+        ),
+        ("verify: {device: cuda:99}", "r.yaml:2: --device cuda:99: torch cannot use it here"),
+        ("verify: {data: evening.jsonl}", "r.yaml:2: --data evening.jsonl: no such file or folder"),
+        ("verify: {data: ./chats}", "r.yaml:2: --data ./chats: no such file or folder"),
+    ],
+)
+def test_a_bad_measurement_is_told_before_the_work(
+    run: Run, write: Callable[[str], Path], tmp_path: Path, section: str, words: str
+) -> None:
+    code, _, errors = run("run", write(f"method: rtn\n{section}\n"), "--out", tmp_path / "out")
+    assert code == 2 and words in errors, errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_reference_is_the_revision_that_was_quantized(
+    run: Run, write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit import source
+
+    asked = []
+
+    def download(repo: str, revision: str | None, token: str | None) -> Path:
+        asked.append((repo, revision, token))
+        return source.tiny_folder()
+
+    monkeypatch.setattr(source, "_download", download)
+    monkeypatch.chdir(tmp_path)
+    path = write("method: rtn\nmodel: org/name\nrevision: v2\nverify: {quick: true}\n")
+    code, _, errors = run("run", path, "--token", "secret", "--out", tmp_path / "out")
+    assert code == 0, errors
+    assert len(asked) > 1 and set(asked) == {("org/name", "v2", "secret")}
 
 
 # ---- reproduce ------------------------------------------------------------------------------------------------------
@@ -312,3 +372,67 @@ def test_a_folder_that_is_no_variant(run: Run, tmp_path: Path) -> None:
     (tmp_path / "quantkit.json").write_text("{")
     code, _, errors = run("reproduce", tmp_path)
     assert code == 2 and "quantkit.json: no valid JSON" in errors
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: content["recipe"].update(save_stats="mine", overwrite=True), "recipe.overwrite: quantkit rec"),
+        (
+            lambda content: content["recipe"].update(private_urls=True),
+            "recipe.private_urls: quantkit records no places",
+        ),
+        (lambda content: content["recipe"].update(calib=["bundled", "/home/me"]), "recipe.calib: names a path (/home"),
+        (
+            lambda content: content["recipe"].update(eval_data="../x.jsonl"),
+            "recipe.eval_data: names a path (../x.jsonl)",
+        ),
+        (lambda content: content["source"].update(revision=3), "source.revision: no text"),
+    ],
+)
+def test_a_hostile_record_reads_and_writes_nothing(
+    run: Run, variant: Path, small_calibration: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None],
+    words: str,
+) -> None:  # fmt: skip
+    folder = copied(variant, tmp_path)
+    edited(folder, change)
+    code, _, errors = run("reproduce", folder)
+    assert code == 2 and f"quantkit.json: {words}" in errors, errors
+
+
+def test_odd_versions_and_threads_of_a_record_do_no_harm(variant: Path, tmp_path: Path) -> None:
+    from quantkit.reproduce import read_record
+
+    folder = copied(variant, tmp_path)
+    for threads in (-1, 0, True, 10**20, "4"):
+        edited(folder, lambda content, threads=threads: content.update(threads=threads, versions={"": "1"}))  # type: ignore[misc]
+        found = read_record(folder)
+        assert found.threads is None and found.other_versions()[""] == ("1", "not installed")
+
+
+def test_what_reproduce_cannot_do_is_refused(run: Run, variant: Path, tmp_path: Path) -> None:
+    folder = copied(variant, tmp_path)
+    for given, words in (
+        (["--dry-run"], "--dry-run: is not for reproduce"),
+        (["--out", tmp_path / "x"], "--out: is not for reproduce"),
+        (["--keep", f"{folder}/../v", "--overwrite"], "is what is compared with"),
+    ):
+        code, _, errors = run("reproduce", folder, *given)
+        assert code == 2 and words in errors, errors
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_kept_files_in_the_home_folder_are_compared(
+    run: Run, small_calibration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = ["--method-format", "gptq", "--bits", 2]
+    threads = torch.get_num_threads()
+    try:
+        assert run("rtn", "--model", "tiny", "--out", tmp_path / "v", *given)[0] == 0
+        (tmp_path / "v" / "chat_template.jinja").unlink()
+        code, output, errors = run("reproduce", tmp_path / "v", "--keep=~/kept")
+    finally:
+        torch.set_num_threads(threads)
+    assert code == 3 and "differs: chat_template.jinja" in output, errors
+    assert (tmp_path / "kept" / "model.safetensors").is_file()

@@ -48,11 +48,16 @@ def run(
             raise found.error("verify" if found.verify is not None else "gates", "an imatrix is no model; leave it out")
         with console.status("loading torch and transformers"):
             quiet_libraries()
+            from quantkit.verify.asked import check_asked
             from quantkit.verify.gates import from_section
         try:
             gates = from_section(found.gates)
         except QuantkitError as error:
             raise found.error("gates", str(error)) from error
+        try:
+            check_asked(verify, gates)
+        except QuantkitError as error:
+            raise found.located(error, section="verify") from error
     try:
         execute(found.method, options, dry_run)
     except QuantkitError as error:
@@ -77,12 +82,14 @@ def execute(method: str, options: Any, dry_run: bool) -> None:
 
 def _measure(options: Any, verify: Any, gates: list[Any]) -> None:
     """Verify what was written: the folder, or each text file of GGUF ones, whose report then has the file's name."""
+    from quantkit.checkpoint import open_checkpoint
     from quantkit.verify.asked import measured_files
 
     worst = "pass"
+    reference = open_checkpoint(options.model, options.revision, options.token)
     for candidate, report in measured_files(options.out.expanduser()):
         asked = verify if verify.report is not None else replace(verify, report=report)
-        if measure(options.model, candidate, asked, gates) == "fail":
+        if measure(reference, candidate, asked, gates) == "fail":
             worst = "fail"
     if worst == "fail":
         raise typer.Exit(GATE_FAILED)
@@ -204,8 +211,13 @@ def reproduce(
     """
     from quantkit.reproduce import differences, read_record
 
+    folder, keep = folder.expanduser(), keep.expanduser() if keep is not None else None
     made = read_record(folder)
-    typed, _dry_run = _typed(made.method, context.args)
+    typed, dry_run = _typed(made.method, context.args)
+    if dry_run or "out" in typed:
+        raise QuantkitError(f"{'--dry-run' if dry_run else '--out'}: is not for reproduce; --keep DIR keeps its files")
+    if keep is not None and keep.resolve() == folder.resolve():
+        raise QuantkitError(f"--keep {keep}: is what is compared with; choose another folder")
     with tempfile.TemporaryDirectory(prefix="quantkit-") as place:
         again = keep if keep is not None else Path(place) / "again"
         if "imatrix" in made.content and "imatrix" not in typed:
@@ -233,6 +245,8 @@ def reproduce(
         finally:
             console.quiet = False
         found = differences(folder, again)
+        if not found:
+            raise QuantkitError(f"{folder}: its recipe writes no variant, so there is nothing to compare")
     table = Table(title=escape(f"{folder}, made again"), title_justify="left")
     table.add_column("file")
     table.add_column("bytes")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,15 +52,16 @@ def sweep(
     found = read_sweep(file)
     if model is not None:
         found = _of_model(found, model)
-    folder = out or found.out or Path(file.stem)
+    folder = (out or found.out or Path(file.stem)).expanduser()
     with console.status("loading torch and transformers"):
         quiet_libraries()
         from quantkit.checkpoint import open_checkpoint
         from quantkit.sweep.store import Store
         from quantkit.sweep.work import plan_cell
-        from quantkit.verify.asked import all_gates
+        from quantkit.verify.asked import check_asked
         from quantkit.verify.gates import from_section
-    all_gates(found.verify, from_section(found.gates))
+    # a cluster's devices are not this machine's
+    check_asked(found.verify if ray is None else replace(found.verify, device="cpu"), from_section(found.gates))
     first = found.cells[0].options
     checkpoint = open_checkpoint(found.model, first.revision, first.token, verify_checksums=not dry_run)
     planned = {cell.name: plan_cell(checkpoint, cell) for cell in found.cells}
@@ -69,26 +73,33 @@ def sweep(
     store.prepare(sum(planned[cell.name].bytes for cell in todo))
     if len(todo) < len(found.cells):
         console.print(f"{len(found.cells) - len(todo)} of {len(found.cells)} variants are finished already")
-    with _bars(len(todo)) as (tell, told):
-        if ray is None:
-            from quantkit.sweep.local import run_local
+    with store.held():
+        with _interruptible(folder), _bars(len(todo)) as (tell, told):
+            if ray is None:
+                from quantkit.sweep.local import run_local
 
-            run_local(found, todo, planned, store, default_cache(), tell, told)
-        else:
-            from quantkit.sweep.cluster import run_on_ray
+                run_local(found, todo, planned, store, default_cache(), tell, told)
+            else:
+                from quantkit.sweep.cluster import run_on_ray
 
-            run_on_ray(found, todo, planned, store, default_cache(), told, address=ray, cpus=cpus)
-    if not keep_statistics:
-        store.drop_statistics()
-    rows = [_row(found, cell, store) for cell in found.cells]
-    _finish(found, rows, folder)
+                run_on_ray(found, todo, planned, store, default_cache(), told, address=ray, cpus=cpus)
+        if not keep_statistics:
+            store.drop_statistics()
+        _finish(found, [_row(found, cell, store) for cell in found.cells], folder)
 
 
 def _of_model(found: Sweep, model: str) -> Sweep:
-    from dataclasses import replace
-
     cells = tuple(replace(cell, options=replace(cell.options, model=model)) for cell in found.cells)
     return replace(found, model=model, cells=cells)
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print(f"interrupted; {folder} keeps what is finished: run it again to go on", markup=False)
+        sys.exit(128 + signal.SIGINT)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from quantkit.errors import QuantkitError
 from quantkit.recipe import VerifyCommandOptions
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint import Checkpoint
     from quantkit.verify.gates import Gate
     from quantkit.verify.report import Report
 
@@ -43,7 +44,9 @@ def verify(given: dict[str, Any], reference: Reference, candidate: Candidate) ->
         raise typer.Exit(GATE_FAILED)
 
 
-def measure(reference: str, candidate: str | Path, options: VerifyCommandOptions, inherited: Sequence[Gate]) -> str:
+def measure(
+    reference: str | Checkpoint, candidate: str | Path, options: VerifyCommandOptions, inherited: Sequence[Gate]
+) -> str:
     """Verify, show and write the report; gives the verdict's status."""
     from quantkit.verify.asked import all_gates, verify_as_asked
 

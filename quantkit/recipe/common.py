@@ -116,12 +116,13 @@ def _public(source: str) -> str:
     """Of local data only its own name; what can be had anywhere as it is."""
     pieces = source.split(",")
     local = source.startswith((".", "/", "~")) or any(
-        _is_path(",".join(pieces[:count])) for count in range(1, len(pieces) + 1)
+        is_path(",".join(pieces[:count])) for count in range(1, len(pieces) + 1)
     )
     return Path(source).name if local else source
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Whether there is something of that name on this machine."""
     try:
         return Path(text).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, no such home

@@ -13,9 +13,10 @@ folder.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ class Recipe:
         """Options of the measurement; None where the file asks for none."""
         if self.verify is None and not self.gates:
             return None
+        variables = {one.name: one.metadata["envvar"] for one in fields(VerifyCommandOptions)}
+        secrets: dict[str, Any] = {name: os.environ.get(one) or None for name, one in variables.items() if one}
         try:
-            return VerifyCommandOptions(**(self.verify or {}))
+            return VerifyCommandOptions(**secrets, **(self.verify or {}))
         except QuantkitError as error:
             raise self.located(error, section="verify") from error
 
@@ -81,7 +84,7 @@ def bundled() -> dict[str, Path]:
 def find_recipe(name: Path) -> Path:
     """A file, or a recipe that comes with quantkit by its name; the file comes first."""
     known = bundled()
-    if name.exists() or len(name.parts) > 1 or name.suffix:
+    if name.is_file() or len(name.parts) > 1 or name.suffix:
         return name
     if str(name) not in known:
         raise QuantkitError(
@@ -100,7 +103,7 @@ def read_recipe(path: Path) -> Recipe:
 def parse_recipe(path: Path, content: Mapping[str, Any], lines: dict[str, int]) -> Recipe:
     """A recipe from what `read_yaml` gave."""
     method = content.get("method")
-    if method not in COMMANDS:
+    if not isinstance(method, str) or method not in COMMANDS:
         raise QuantkitError(_bad_method(path, method, lines))
     check(path, recipe_model(method), content, lines, method)
     given = plain_values(
@@ -117,4 +120,6 @@ def _bad_method(path: Path, method: Any, lines: Mapping[str, int]) -> str:
     known = ", ".join(COMMANDS)
     if method is None:
         return f"{path}: method is missing; write method: with one of {known}"
+    if not isinstance(method, str):
+        return f"{path}:{lines['method']}: method: write one of {known}; several are for quantkit sweep"
     return f"{path}:{lines['method']}: method: {method!r} is unknown{nearest(str(method), COMMANDS)}; known are {known}"

@@ -38,7 +38,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except yaml.MarkedYAMLError as error:
         line = (error.problem_mark or error.context_mark).line + 1 if error.problem_mark or error.context_mark else 1
         raise QuantkitError(f"{path}:{line}: no valid YAML ({error.problem or error.context})") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        # the last two: PyYAML's own, for "!!bool x" and "!!timestamp x"
         raise QuantkitError(f"{path}: no valid YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, dict):
         raise QuantkitError(f"{path}: write options as name: value, one a line")
@@ -70,4 +71,7 @@ def _plain(loader: _Loader, node: yaml.Node, place: str, lines: dict[str, int], 
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, one, f"{place}.{index}", lines, path) for index, one in enumerate(node.value)]
-    return loader.construct_object(node)
+    value = loader.construct_object(node)
+    if isinstance(value, str) and any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in value):
+        raise QuantkitError(f"{path}:{node.start_mark.line + 1}: {place}: holds a character that no name may have")
+    return value

@@ -39,7 +39,7 @@ def run_on_ray(
     """
     ray = _connect(address)
     try:
-        gpus = {cell.name: 1 if str(getattr(cell.options, "device", "cpu")).startswith("cuda") else 0 for cell in cells}
+        gpus = {cell.name: int(_on_gpu(cell.options) or _on_gpu(sweep.verify)) for cell in cells}
         settings = {"num_cpus": cpus, "max_retries": TRIES, "retry_exceptions": False}
         passes = {
             key: ray.remote(_gather).options(**settings, num_gpus=gpus[cell.name], name=f"statistics {key}").remote(
@@ -63,6 +63,10 @@ def run_on_ray(
                 store.write_pass(key, ray.get(reference))
     finally:
         ray.shutdown()
+
+
+def _on_gpu(options: Any) -> bool:
+    return str(options.device).startswith("cuda")
 
 
 def _connect(address: str) -> Any:

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from quantkit.errors import QuantkitError
 from quantkit.sweep.plan import Cell, Sweep
 from quantkit.sweep.store import Done, Store
-from quantkit.sweep.work import Planned, Progress, gather_statistics, run_cell
+from quantkit.sweep.work import Planned, Progress, failure, gather_statistics, run_cell
 
 Told = Callable[[Cell, Done], None]
 
@@ -33,13 +34,31 @@ def run_local(
     progress: Progress,
     told: Told,
 ) -> None:
-    """Do ``cells``; ``told`` hears of each as it is finished. An interrupted run keeps the cells it has finished."""
+    """Do ``cells``; ``told`` hears of each as it is finished. An interrupted run keeps the cells it has finished.
+
+    A pass that fails is a fault of the cells that need it; the others go on."""
     shared = shared_statistics(cells, planned)
-    gathered: set[str] = set()
+    gathered: dict[str, str | None] = {}
     for cell in cells:
         key = planned[cell.name].statistics
-        folder = store.statistics(key) if key in shared else None
-        if key is not None and folder is not None and key not in gathered:
-            store.write_pass(key, gather_statistics(shared[key], folder, cache, progress))
-            gathered.add(key)
-        told(cell, run_cell(sweep, cell, store, folder, cache, progress))
+        if key is None or key not in shared:
+            told(cell, run_cell(sweep, cell, store, None, cache, progress))
+            continue
+        if key not in gathered:
+            gathered[key] = _gathered(key, shared[key], store, cache, progress)
+        why = gathered[key]
+        if why is None:
+            told(cell, run_cell(sweep, cell, store, store.statistics(key), cache, progress))
+        else:
+            done = Done(store.key(sweep, cell), "failed", why)
+            store.write(cell, done)
+            told(cell, done)
+
+
+def _gathered(key: str, cell: Cell, store: Store, cache: Path | None, progress: Progress) -> str | None:
+    """Make a pass; why it failed, None where it did not."""
+    try:
+        store.write_pass(key, gather_statistics(cell, store.statistics(key), cache, progress))
+    except (QuantkitError, OSError, RuntimeError, MemoryError) as error:
+        return failure(error)
+    return None

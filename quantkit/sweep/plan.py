@@ -18,7 +18,9 @@ error with the line before anything is loaded.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import math
 import re
 import typing
 from collections import Counter
@@ -38,6 +40,7 @@ SWEEP_KEYS = ("variants", "verify", "gates", "out")
 _PLACED = ("out", "overwrite", "stats", "save_stats", "token")  # the sweep's own business
 _NO_AXES = (*_PLACED, "model", "device", "cache", "no_cache")
 MOST_CELLS = 10_000
+LONGEST_NAME = 120
 
 
 @dataclass(frozen=True)
@@ -84,15 +87,16 @@ def read_sweep(path: Path) -> Sweep:
         if len(found) > MOST_CELLS:
             raise QuantkitError(f"{path}: more than {MOST_CELLS} variants; take axes out")
     cells = _name(path, found)
-    models = {cell.options.model for cell in cells}
+    models = {(cell.options.model, cell.options.revision) for cell in cells}
     if len(models) > 1:
-        raise QuantkitError(f"{path}: model: a sweep is of one model, these are {', '.join(sorted(models))}")
-    return Sweep(path, models.pop(), Path(out) if out else None, cells, verify, gates)
+        named = sorted(name if revision is None else f"{name} at {revision}" for name, revision in models)
+        raise QuantkitError(f"{path}: model: a sweep is of one model, these are {', '.join(named)}")
+    return Sweep(path, cells[0].options.model, Path(out) if out else None, cells, verify, gates)
 
 
 def _methods(path: Path, index: int, entry: Mapping[str, Any], lines: Mapping[str, int]) -> list[str]:
     given = entry.get("method")
-    names: list[Any] = given if isinstance(given, list) else [given]
+    names: list[Any] = given if isinstance(given, list) and given else [given or None]
     line = lines.get(f"variants.{index}.method", lines.get(f"variants.{index}", 1))
     for name in names:
         if name not in METHODS:
@@ -138,6 +142,8 @@ def _grid(
     for key, values in axes.items():
         if not values:
             raise QuantkitError(f"{path}:{lines[f'{place}.{key}']}: {key}: an empty list is no axis")
+    if math.prod(map(len, axes.values())) > MOST_CELLS:
+        raise QuantkitError(f"{path}:{lines[place]}: more than {MOST_CELLS} variants; take axes out")
     fixed = {key: value for key, value in entry.items() if key not in axes and key != "method"}
     own = {key: lines.get(f"{place}.{key}", 1) for key in entry}
     for combination in itertools.product(*axes.values()):
@@ -160,11 +166,12 @@ def _name(path: Path, found: list[tuple[Recipe, dict[str, Any]]]) -> tuple[Cell,
     differing = {name for name, different in values.items() if len(different) > 1}
     differing |= {name for _recipe, chosen in found for name in chosen}
     names = [
-        "-".join([recipe.method, *(_word(key, value) for key, value in chosen.items())]) for recipe, chosen in found
+        _short("-".join([recipe.method, *(_word(key, value) for key, value in chosen.items())]))
+        for recipe, chosen in found
     ]
     first: dict[str, str] = {}
     for options, name in zip(made, names, strict=True):
-        same = repr(sorted(recorded(options).items()))
+        same = repr(sorted({**recorded(options), **data_of(options)}.items()))
         if same in first:
             raise QuantkitError(f"{path}: {first[same]} and {name} are the same variant; leave one")
         first[same] = name
@@ -176,6 +183,11 @@ def _name(path: Path, found: list[tuple[Recipe, dict[str, Any]]]) -> tuple[Cell,
         axes = {key: value for key, value in _axis_values(recipe.method, options).items() if key in differing}
         cells.append(Cell(unique, recipe.method, options, axes))
     return tuple(cells)
+
+
+def data_of(options: Options) -> dict[str, Any]:
+    """What a variant reads besides the model, as it is named: a record holds only the last part of a path."""
+    return {name: getattr(options, name) for name in ("calib", "eval_data", "imatrix") if hasattr(options, name)}
 
 
 def _axis_values(method: str, options: Options) -> dict[str, Any]:
@@ -196,11 +208,18 @@ def _axis_values(method: str, options: Options) -> dict[str, Any]:
     return found
 
 
-_SHORT = {"group_size": "g", "bits": "w", "seed": "s", "samples": "n", "type": "", "solver": "", "budget": ""}
+_WORDS = {"group_size": "g", "bits": "w", "seed": "s", "samples": "n", "type": "", "solver": "", "budget": ""}
+
+
+def _short(name: str) -> str:
+    """As a folder's name, with room for what a run that works on it puts around."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _word(key: str, value: Any) -> str:
     """``group_size``, 64 -> "g64": a piece of a folder's name."""
     plain = "+".join(value) if isinstance(value, list) else str(value)
-    short = _SHORT.get(key, key.replace("_", "-") + "-")
+    short = _WORDS.get(key, key.replace("_", "-") + "-")
     return re.sub(r"[^A-Za-z0-9.+_-]+", "_", f"{short}{plain}")[:60].strip("-.") or key

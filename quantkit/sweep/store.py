@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,10 @@ import quantkit
 from quantkit.errors import QuantkitError
 from quantkit.output import atomic_file, require_free_space
 from quantkit.recipe import CalibrationOptions, recorded
-from quantkit.sweep.plan import Cell, Sweep
+from quantkit.recipe.common import is_path
+from quantkit.sweep.plan import Cell, Sweep, data_of
+
+logger = logging.getLogger(__name__)
 
 MARK = "quantkit sweep"
 
@@ -60,6 +66,23 @@ class Store:
             raise QuantkitError(f"--out {self.folder}: {error.strerror}; choose another folder") from error
         require_free_space(self.folder / "variants" / "any", count)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other sweeps out of the folder. Raises QuantkitError where one is at work in it."""
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        with (self.folder / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise QuantkitError(f"--out {self.folder}: another sweep is at work in it; wait for it") from error
+            except OSError:  # a file system without locks
+                logger.warning("%s: cannot be locked; start no second sweep in it", self.folder)
+            yield
+
     def variant(self, cell: Cell) -> Path:
         """The folder of a cell's variant."""
         return self.folder / "variants" / cell.name
@@ -71,7 +94,9 @@ class Store:
     def key(self, sweep: Sweep, cell: Cell) -> str:
         """What a finished cell is known by."""
         verify = sweep.verify.provenance() | {"engine": sweep.verify.engine}
-        parts = [quantkit.__version__, self._source, recorded(cell.options), verify, sweep.gates]
+        data = {name: _identity(value) for name, value in data_of(cell.options).items()}
+        measured = _identity(sweep.verify.data)
+        parts = [quantkit.__version__, self._source, recorded(cell.options), data, verify, measured, sweep.gates]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def record(self, cell: Cell) -> Done | None:
@@ -107,6 +132,21 @@ class Store:
     def drop_statistics(self) -> None:
         """Remove the statistics that cells shared."""
         shutil.rmtree(self.folder / "statistics", ignore_errors=True)
+
+
+def _identity(source: Any) -> Any:
+    """Of data on this machine its place and what tells another state of it: names, sizes and times of change."""
+    if isinstance(source, tuple):
+        return [_identity(one) for one in source]
+    text = str(source)
+    places = [text[: match.start()] for match in re.finditer(",|$", text)]
+    places += [place.partition("=")[2] for place in places]  # a benchmark's local copy
+    found = next((Path(place).expanduser() for place in places if place and is_path(place)), None)
+    if found is None:
+        return text
+    files = sorted(found.rglob("*")) if found.is_dir() else [found]
+    states = [(path, path.stat()) for path in files if path.is_file()]
+    return [text, *((str(path), state.st_size, state.st_mtime_ns) for path, state in states)]
 
 
 def statistics_key(cell: Cell, dtype: str | None) -> str | None:

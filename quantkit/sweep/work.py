@@ -5,6 +5,7 @@ Both take plain values, so that another process can do them, and leave their res
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,6 +30,8 @@ from quantkit.verify.gates import from_section
 
 if TYPE_CHECKING:
     from quantkit.verify.report import Report
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -98,13 +101,27 @@ def run_cell(
             options = replace(options, stats=statistics)
         seconds |= _quantize(options, progress)
         started = time.perf_counter()
-        verdict = _verify(sweep, store.variant(cell), cache, progress)
+        verdict = _verify(sweep, cell, store.variant(cell), cache, progress)
         seconds["verify"] = time.perf_counter() - started
         done = Done(key, "done", None if verdict != "fail" else "verdict: fail", _rounded(seconds), _peak(clear))
-    except QuantkitError as error:
-        done = Done(key, "failed", str(error), _rounded(seconds), _peak(clear))
+    except (QuantkitError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: torch's own, out of memory too
+        done = Done(key, "failed", failure(error), _rounded(seconds), _peak(clear))
     store.write(cell, done)
     return done
+
+
+def failure(error: Exception) -> str:
+    """Why a cell failed, in one line; of what is no QuantkitError with its kind. Ctrl-C behind it is raised again."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):  # torch may stumble while it unwinds
+            raise cause
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, QuantkitError):
+        return text
+    logger.debug("a cell failed", exc_info=error)
+    return f"{type(error).__name__}: {text}"
 
 
 def _quantize(options: Any, progress: Progress) -> dict[str, float]:
@@ -115,11 +132,12 @@ def _quantize(options: Any, progress: Progress) -> dict[str, float]:
     return quantize_bnb(options, progress).seconds
 
 
-def _verify(sweep: Sweep, folder: Path, cache: Path | None, progress: Progress) -> str:
+def _verify(sweep: Sweep, cell: Cell, folder: Path, cache: Path | None, progress: Progress) -> str:
     status = "measured"
+    original = open_checkpoint(sweep.model, cell.options.revision, cell.options.token)
     for candidate, target in measured_files(folder):
         report: Report = verify_as_asked(
-            sweep.model, candidate, sweep.verify, inherited=from_section(sweep.gates), cache=cache, progress=progress
+            original, candidate, sweep.verify, inherited=from_section(sweep.gates), cache=cache, progress=progress
         )
         write_report(report, target)
         status = report.verdict.status

@@ -7,14 +7,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantkit.errors import QuantkitError
 from quantkit.recipe import LIMITS, MeasureOptions
+from quantkit.recipe.common import is_path
 from quantkit.verify import gates
 from quantkit.verify.gates import Gate
+from quantkit.verify.options import VerifyOptions
 from quantkit.verify.run import Progress, verify
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint import Checkpoint
     from quantkit.recipe import VerifyCommandOptions
     from quantkit.verify.report import Report
+
+
+DATA_FILES = (".jsonl", ".json", ".parquet", ".csv")
 
 
 def is_gguf(candidate: str | Path) -> bool:
@@ -44,8 +51,19 @@ def all_gates(options: VerifyCommandOptions, inherited: Sequence[Gate] = ()) -> 
     return tuple(stated + [gate for gate in inherited if (gate.name, gate.group) not in places])
 
 
+def check_asked(options: VerifyCommandOptions, inherited: Sequence[Gate] = ()) -> None:
+    """Raise QuantkitError for options that `verify` would refuse: before the minutes that a variant takes."""
+    given = {one.name: getattr(options, one.name) for one in fields(MeasureOptions)}
+    VerifyOptions(engines=options.engine or ("dequantized",), gates=all_gates(options, inherited), **given)
+    pieces = options.data.split(",")
+    places = [",".join(pieces[: count + 1]) for count in range(len(pieces))]
+    local = options.data.startswith((".", "/", "~")) or Path(pieces[0]).suffix in DATA_FILES
+    if local and not any(map(is_path, places)):
+        raise QuantkitError(f"--data {options.data}: no such file or folder")
+
+
 def verify_as_asked(
-    original: str | Path,
+    original: str | Path | Checkpoint,
     candidate: str | Path,
     options: VerifyCommandOptions,
     *,

@@ -43,7 +43,7 @@ SHARED_SETTINGS = (
 
 
 def verify(
-    original: str | Path,
+    original: str | Path | Checkpoint,
     candidate: str | Path,
     data: str | Path = "heldout",
     *,
@@ -53,16 +53,17 @@ def verify(
 ) -> Report:
     """Measure what `candidate` lost against `original` on the conversations of `data`.
 
-    `original`: a folder, a hub id or "tiny". `candidate`: the same, or a .gguf file (or a folder of them) for the
-    engine "llama.cpp"; with `url`, any name. `data`: "heldout", what `load_conversations` takes, or a benchmark's name.
-    `engine`: one or several of `ENGINES`. `options`: the other fields of `VerifyOptions`, such as `samples=64`,
-    `gates=(Gate("max_kl", 0.01),)`, `quick=True`. `progress` is told (stage, items done, items in all). Raises
-    `QuantkitError` for input it cannot work with; a fault of the candidate is part of the report instead.
+    `original`: a folder, a hub id, "tiny" or an opened checkpoint. `candidate`: the same, or a .gguf file (or a
+    folder of them) for the engine "llama.cpp"; with `url`, any name. `data`: "heldout", what `load_conversations`
+    takes, or a benchmark's name. `engine`: one or several of `ENGINES`. `options`: the other fields of
+    `VerifyOptions`, such as `samples=64`, `gates=(Gate("max_kl", 0.01),)`, `quick=True`. `progress` is told (stage,
+    items done, items in all). Raises `QuantkitError` for input it cannot work with; a fault of the candidate is part
+    of the report instead.
     """
     engines = (engine,) if isinstance(engine, str) else tuple(engine)
     settings = VerifyOptions(engines=engines, **options)
     run = _Run(settings, progress or (lambda stage, done, total: None))
-    source = open_checkpoint(original)
+    source = original if isinstance(original, Checkpoint) else open_checkpoint(original)
     target = _target(candidate, settings)
     report = Report(
         verdict=verdict([], [], [], [], quick=True),

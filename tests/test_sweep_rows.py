@@ -16,7 +16,7 @@ from quantkit.verify.report import Report
 
 MADE = {
     "quantkit": "0.1.0",
-    "options": {"method": "gptq", "bits": 3, "group_size": 64, "seed": 2, "keep": ["lm_head"], "samples": 24},
+    "recipe": {"method": "gptq", "bits": 3, "group_size": 64, "seed": 2, "keep": ["lm_head"], "samples": 24},
     "format": "gptq",
     "calibration": {"fingerprint": "c9", "samples": 24},
     "layers": [
@@ -91,7 +91,7 @@ def test_text_of_an_engine_that_scores_answers_alone_is_not_all_text(tmp_path: P
 
 def test_calibration_is_no_axis_where_no_data_was_looked_at(tmp_path: Path) -> None:
     options = {"method": "rtn", "bits": 4, "samples": 128, "calib": ["bundled"], "revision": None}
-    row = row_of(folder_of(tmp_path, {**MADE, "options": options, "calibration": {"fingerprint": None}}))
+    row = row_of(folder_of(tmp_path, {**MADE, "recipe": options, "calibration": {"fingerprint": None}}))
     assert row.axes == {"bits": 4, "revision": None} and row.method == "rtn"
 
 
@@ -107,7 +107,7 @@ def test_a_variant_that_no_engine_could_run_failed(tmp_path: Path) -> None:
 
 
 GGUF = {
-    "options": {"type": ["Q4_K_M", "Q2_K"], "solver": "refine", "name": None},
+    "recipe": {"type": ["Q4_K_M", "Q2_K"], "solver": "refine", "name": None},
     "format": "gguf",
     "calibration": {"fingerprint": "c9"},
     "files": {

@@ -303,8 +303,8 @@ def _job(folder: Path, **changed: str) -> list[tuple[str, int]]:
 
 @pytest.mark.slow
 def test_the_job_runs_on_tiny(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("method: awq\nmodel: tiny\nsamples: 16\n")
-    assert {status for _, status in _job(tmp_path, SAMPLES="32")} == {0}
+    (tmp_path / "recipe.yaml").write_text("method: awq\nmodel: tiny\nsamples: 64\n")
+    assert {status for _, status in _job(tmp_path, SAMPLES="410")} == {0}
     assert (tmp_path / "variant/model.safetensors").exists() and (tmp_path / "variant/report.html").exists()
     assert "<testsuite" in (tmp_path / "report.xml").read_text()
     assert (tmp_path / "summary.md").read_text() == (tmp_path / "variant/report.md").read_text()

@@ -229,6 +229,72 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     assert _records(out)["rtn-w2"]["status"] == "done", errors
 
 
+def test_a_pass_that_fails_fails_the_cells_that_need_it(
+    write: Callable[[str], Path], small: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit.sweep import local
+
+    def broken(*_: Any) -> float:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(local, "gather_statistics", broken)
+    path = write(small.replace("{samples: 6, max_new_tokens: 2}", "{quick: true}"))
+    out = path.parent / "out"
+    code, output, errors = run("sweep", path, "--out", out)
+    assert code == 3 and "gptq-gptq: " in output + errors and "CUDA out of memory" in output + errors
+    states = {name: one["status"] for name, one in _records(out).items()}
+    assert states.pop("rtn-w2") == states.pop("rtn-w4") == "done"
+    assert set(states.values()) == {"failed"}
+
+
+def test_changed_data_of_the_same_name_is_not_taken_for_finished(
+    finished: Path, small: str, small_calibration: Path, run: Run
+) -> None:
+    manifest = small_calibration / "manifest.jsonl"
+    before = manifest.stat()
+    os.utime(manifest, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    try:
+        code, output, errors = run("sweep", finished / "s.yaml", "--out", finished / "out", "--dry-run")
+    finally:
+        os.utime(manifest, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert code == 0 and "to do: 4 variants" in output, errors  # those that look at data
+    code, output, errors = run("sweep", finished / "s.yaml", "--out", finished / "out", "--dry-run")
+    assert code == 0 and "to do: 0 variants" in output, errors
+
+
+def test_two_sweeps_do_not_work_in_one_folder(finished: Path, run: Run) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with (finished / "out" / ".lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        code, _, errors = run("sweep", finished / "s.yaml", "--out", finished / "out")
+    assert code == 2 and "another sweep is at work in it" in errors
+
+
+def test_an_interrupted_sweep_says_what_it_keeps(
+    write: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit.sweep import work
+
+    real, done = work.quantize, []
+
+    def stops(options: Any, progress: Any) -> Any:
+        if done:
+            raise KeyboardInterrupt
+        done.append(options)
+        return real(options, progress)
+
+    monkeypatch.setattr(work, "quantize", stops)
+    text = "model: tiny\nvariants:\n  - method: rtn\n    bits: [3, 4]\n    method_format: gptq\nverify: {quick: true}\n"
+    path = write(text)
+    out = path.parent / "out"
+    code, _, errors = run("sweep", path, "--out", out)
+    assert code == 130 and "keeps what is finished" in errors and "nothing was written" not in errors
+    assert [name for name, one in _records(out).items() if one["status"] == "done"] == ["rtn-w3"]
+    monkeypatch.setattr(work, "quantize", real)
+    code, output, errors = run("sweep", path, "--out", out)
+    assert code == 0 and "1 of 2 variants are finished already" in output, errors
+
+
 def test_a_folder_of_something_else_is_left_alone(finished: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     code, _, errors = run("sweep", finished / "s.yaml", "--out", tmp_path)

@@ -229,6 +229,29 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     assert _records(out)["rtn-w2"]["status"] == "done", errors
 
 
+def test_cells_that_need_the_same_pass_share_it(
+    write: Callable[[str], Path], small_calibration: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantkit import gather
+
+    made: list[int] = []
+
+    class Counted(gather.CalibrationPass):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            made.append(1)
+            super().__init__(*given, **options)
+
+    monkeypatch.setattr(gather, "CalibrationPass", Counted)
+    path = write(
+        f"model: tiny\ncalib: {small_calibration}\nsamples: 4\nno_cache: true\nsolver: rtn\nvariants:\n"
+        "  - method: [gptq, awq]\n  - method: gptq\n    seed: [1]\nverify: {quick: true}\n"
+    )
+    code, _, errors = run("sweep", path, "--out", path.parent / "out")
+    assert code == 0, errors
+    assert len(made) == 2  # one for both of seed 0, the other cell's own
+    assert len(json.loads((path.parent / "out" / "passes.json").read_text())) == 1
+
+
 def test_a_pass_that_fails_fails_the_cells_that_need_it(
     write: Callable[[str], Path], small: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from quantkit.serve.requests import REQUESTS
 from quantkit.source import tiny_folder
 from quantkit.verify.engines.local import load_dequantized
 
-ANSWERS = {"text": "It is June.", "image_url": "The red circle."}
+ANSWERS = {"text": "圆环。", "image_url": "The red circle."}
 CALLS = {
     "json": '<tool_call>{"name": "get_weather", "arguments": {"location": "Beijing"}}</tool_call>',
     "xml": "<tool_call>\n<function=get_weather>\n<parameter=location>\nBeijing\n</parameter>\n</function>\n"

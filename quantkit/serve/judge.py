@@ -5,7 +5,7 @@ likely, a greedy answer may take either and go on from there. So an answer passe
 or each of whose tokens lies, with the answer so far before it, within TOLERANCE of the reference's own choice. `tiny`'s
 log-probabilities in vLLM's bfloat16 are at most 0.19 off (tests/runtimes), so choices that change places lie at most
 twice that apart; of 66 held-out items at Q4_K_M in llama.cpp twelve answers differ, by at most 0.55 (one that loops, by
-2.3). An answer to another picture costs 13 and more at some token. What a model itself is unsure of, the rule cannot
+2.3). An answer to another picture costs 7 and more at some token. What a model itself is unsure of, the rule cannot
 tell from rounding.
 
 A tool call passes when the server gives it back as structured `tool_calls`: the function's name, and arguments that are
@@ -61,7 +61,7 @@ def _call(request: CardRequest, reply: Reply, expected: Expected, reference: Jud
     if meant is not None:
         return _meant_call(request, reply, expected, meant, reference)
     if OPENING in expected.raw:
-        return NOT_SHOWN, f"the reference's own call is malformed: {_quoted(expected.raw)}"
+        return NOT_SHOWN, f"the reference's own call is malformed or too long: {_quoted(expected.raw)}"
     why = "not supported by this model's answer: the reference gives no tool call either"
     if reply.calls:
         return (

@@ -11,7 +11,7 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-MAX_TOKENS = 48
+MAX_TOKENS = 96
 FUNCTION = "get_weather"
 TOOL: dict[str, Any] = {
     "type": "function",
@@ -64,7 +64,7 @@ class CardRequest:
 
 
 REQUESTS = (
-    CardRequest("text", "text", "Which month comes after May?"),
+    CardRequest("text", "text", "How do you say circle in Chinese?"),
     CardRequest("image_url", "a picture by its address", "What is in this picture?", picture="url"),
     CardRequest("image_base64", "a picture as base64", "What is in this picture?", picture="base64"),
     CardRequest("tool_call", "a tool call", "What is the weather in Beijing?", tools=(TOOL,)),

@@ -47,6 +47,17 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return command
 
 
+@pytest.fixture
+def write_yaml(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a text to a file of the test's own."""
+
+    def made(text: str) -> Path:
+        (tmp_path / "given.yaml").write_text(text, encoding="utf-8")
+        return tmp_path / "given.yaml"
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of tiny's shapes with random weights, and tiny's own tokenizer and processor."""

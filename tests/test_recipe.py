@@ -35,20 +35,11 @@ gates:
 """
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str], Path]:
-    def made(text: str) -> Path:
-        (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
-        return tmp_path / "r.yaml"
-
-    return made
-
-
 # ---- what it says ---------------------------------------------------------------------------------------------------
 
 
-def test_values_become_options_and_typed_ones_come_first(write: Callable[[str], Path]) -> None:
-    found = read_recipe(write(GOOD))
+def test_values_become_options_and_typed_ones_come_first(write_yaml: Callable[[str], Path]) -> None:
+    found = read_recipe(write_yaml(GOOD))
     made = found.options()
     assert made == QuantizeOptions(
         method="gptq", model="tiny", bits=3, group_size=64, keep=("layers.0",), out=Path("tiny-GPTQ"), samples=20,
@@ -58,16 +49,16 @@ def test_values_become_options_and_typed_ones_come_first(write: Callable[[str], 
     verify = found.verify_options()
     assert verify is not None and verify.samples == 10
     assert found.gates == {"max_kl": 0.01, "min_top1": {"all": 0.9, "video": 0.5}}
-    assert read_recipe(write("method: rtn")).verify_options() is None
-    assert read_recipe(write("method: rtn\nverify: {}")).verify_options() is not None
+    assert read_recipe(write_yaml("method: rtn")).verify_options() is None
+    assert read_recipe(write_yaml("method: rtn\nverify: {}")).verify_options() is not None
 
 
 @pytest.mark.parametrize("method", COMMANDS)
 def test_what_is_shown_resolved_is_a_recipe_that_says_the_same(
-    method: str, run: Run, write: Callable[[str], Path], tmp_path: Path
+    method: str, run: Run, write_yaml: Callable[[str], Path], tmp_path: Path
 ) -> None:
     given = {"seed": 3} if "seed" in COMMANDS[method].option_names() else {}
-    path = write(f"method: {method}\nverify: {{}}\n")
+    path = write_yaml(f"method: {method}\nverify: {{}}\n")
     code, shown, errors = run("recipe", "show", path, "--resolved", *(["--seed", 3] if given else []))
     assert code == 0, errors
     again = tmp_path / "again.yaml"
@@ -78,8 +69,8 @@ def test_what_is_shown_resolved_is_a_recipe_that_says_the_same(
     assert all("# " in line for line in shown.splitlines() if ": " in line and not line.startswith("method"))
 
 
-def test_shown_without_resolved_is_what_was_stated(run: Run, write: Callable[[str], Path]) -> None:
-    code, shown, _ = run("recipe", "show", write(GOOD), "--bits", 4)
+def test_shown_without_resolved_is_what_was_stated(run: Run, write_yaml: Callable[[str], Path]) -> None:
+    code, shown, _ = run("recipe", "show", write_yaml(GOOD), "--bits", 4)
     assert code == 0
     assert yaml.safe_load(shown) == yaml.safe_load(GOOD) | {"bits": 4, "keep": ["layers.0"]} | {
         "gates": {"max_kl": 0.01, "min_top1": {"all": 0.9, "video": 0.5}}
@@ -161,9 +152,9 @@ def test_recipes_that_come_along_go_by_name(run: Run, tmp_path: Path, monkeypatc
     ],
 )  # fmt: skip
 def test_a_fault_is_one_line_with_its_place(
-    write: Callable[[str], Path], old: str, new: str, line: int, words: str
+    write_yaml: Callable[[str], Path], old: str, new: str, line: int, words: str
 ) -> None:
-    path = write(GOOD.replace(old, new, 1))
+    path = write_yaml(GOOD.replace(old, new, 1))
     with pytest.raises(QuantkitError) as error:
         read_recipe(path).options()
     assert str(error.value).startswith(f"{path}:{line}: ") and words in str(error.value), error.value
@@ -181,9 +172,9 @@ def test_a_fault_is_one_line_with_its_place(
         ("method: awq\nrevision: !!timestamp x", "no valid YAML"),
     ],
 )
-def test_no_recipe_at_all(write: Callable[[str], Path], text: str, words: str) -> None:
+def test_no_recipe_at_all(write_yaml: Callable[[str], Path], text: str, words: str) -> None:
     with pytest.raises(QuantkitError, match=words):
-        read_recipe(write(text))
+        read_recipe(write_yaml(text))
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
@@ -198,9 +189,9 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
 
 
 def test_late_errors_name_the_line_and_typed_ones_do_not(
-    run: Run, write: Callable[[str], Path], tmp_path: Path
+    run: Run, write_yaml: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    path = write("method: gptq\nbits: 5\nkeep: o_porj\n")
+    path = write_yaml("method: gptq\nbits: 5\nkeep: o_porj\n")
     out = ["--out", tmp_path / "out"]
     code, _, errors = run("run", path, *out)
     assert code == 2 and f"{path}:2: --bits 5: GPTQ's layout holds" in errors
@@ -214,36 +205,38 @@ def test_late_errors_name_the_line_and_typed_ones_do_not(
 
 
 def test_a_recipe_runs_measures_and_keeps_its_limits(
-    run: Run, write: Callable[[str], Path], small_calibration: Path, tmp_path: Path
+    run: Run, write_yaml: Callable[[str], Path], small_calibration: Path, tmp_path: Path
 ) -> None:
     text = "method: rtn\nbits: 2\nmethod_format: gptq\nverify: {samples: 8, max_new_tokens: 2}\ngates: {max_kl: 9}\n"
     out = tmp_path / "out"
-    code, output, errors = run("run", write(text), "--out", out)
+    code, output, errors = run("run", write_yaml(text), "--out", out)
     assert code == 0 and "PASS" in output, errors
     report = json.loads((out / "report.json").read_text())
     assert report["options"]["samples"] == 8 and report["gates"][0]["limit"] == 9
     told = json.loads((out / "quantkit.json").read_text())
     assert told["recipe"]["method"] == "rtn" and told["recipe"]["bits"] == 2 and told["seconds"]
-    code, output, errors = run("run", write(text.replace("max_kl: 9", "max_kl: 1e-9")), "--out", out, "--overwrite")
+    code, output, errors = run(
+        "run", write_yaml(text.replace("max_kl: 9", "max_kl: 1e-9")), "--out", out, "--overwrite"
+    )
     assert code == 3 and "FAIL" in output, errors
-    code, output, errors = run("run", write(text), "--out", tmp_path / "b", "--no-verify")
+    code, output, errors = run("run", write_yaml(text), "--out", tmp_path / "b", "--no-verify")
     assert code == 0 and not (tmp_path / "b" / "report.json").exists(), errors
-    code, output, errors = run("run", write(text), "--out", tmp_path / "c", "--dry-run")
+    code, output, errors = run("run", write_yaml(text), "--out", tmp_path / "c", "--dry-run")
     assert code == 0 and "would write" in output and not (tmp_path / "c").exists(), errors
 
 
-def test_bad_limits_are_told_before_the_work(run: Run, write: Callable[[str], Path], tmp_path: Path) -> None:
-    path = write("method: rtn\ngates:\n  min_top1: 98\n")
+def test_bad_limits_are_told_before_the_work(run: Run, write_yaml: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write_yaml("method: rtn\ngates:\n  min_top1: 98\n")
     code, _, errors = run("run", path, "--out", tmp_path / "out")
     assert code == 2 and f"{path}:2: gates: gates.min_top1: gate min_top1: a share from 0 to 1" in errors
     assert not (tmp_path / "out").exists()
 
 
 def test_secrets_of_verify_come_from_the_environment(
-    write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    write_yaml: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUANTKIT_API_KEY", "sesame")
-    found = read_recipe(write("method: rtn\nverify: {}")).verify_options()
+    found = read_recipe(write_yaml("method: rtn\nverify: {}")).verify_options()
     assert found is not None and found.api_key == "sesame" and "sesame" not in repr(found)
 
 
@@ -257,26 +250,26 @@ def test_a_folder_hides_no_recipe_that_comes_along(run: Run, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ("verify: {engine: vlm}", "r.yaml:2: --engine vlm: unknown; known are"),
+        ("verify: {engine: vlm}", "given.yaml:2: --engine vlm: unknown; known are"),
         (
             "verify: {engine: [dequantized, dequantized]}",
-            "r.yaml:2: --engine: name at least one engine, and none twice",
+            "given.yaml:2: --engine: name at least one engine, and none twice",
         ),
-        ("verify: {device: cuda:99}", "r.yaml:2: --device cuda:99: torch cannot use it here"),
-        ("verify: {data: evening.jsonl}", "r.yaml:2: --data evening.jsonl: no such file or folder"),
-        ("verify: {data: ./chats}", "r.yaml:2: --data ./chats: no such file or folder"),
+        ("verify: {device: cuda:99}", "given.yaml:2: --device cuda:99: torch cannot use it here"),
+        ("verify: {data: evening.jsonl}", "given.yaml:2: --data evening.jsonl: no such file or folder"),
+        ("verify: {data: ./chats}", "given.yaml:2: --data ./chats: no such file or folder"),
     ],
 )
 def test_a_bad_measurement_is_told_before_the_work(
-    run: Run, write: Callable[[str], Path], tmp_path: Path, section: str, words: str
+    run: Run, write_yaml: Callable[[str], Path], tmp_path: Path, section: str, words: str
 ) -> None:
-    code, _, errors = run("run", write(f"method: rtn\n{section}\n"), "--out", tmp_path / "out")
+    code, _, errors = run("run", write_yaml(f"method: rtn\n{section}\n"), "--out", tmp_path / "out")
     assert code == 2 and words in errors, errors
     assert not (tmp_path / "out").exists()
 
 
 def test_the_reference_is_the_revision_that_was_quantized(
-    run: Run, write: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, write_yaml: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quantkit import source
 
@@ -288,7 +281,7 @@ def test_the_reference_is_the_revision_that_was_quantized(
 
     monkeypatch.setattr(source, "_download", download)
     monkeypatch.chdir(tmp_path)
-    path = write("method: rtn\nmodel: org/name\nrevision: v2\nverify: {quick: true}\n")
+    path = write_yaml("method: rtn\nmodel: org/name\nrevision: v2\nverify: {quick: true}\n")
     code, _, errors = run("run", path, "--token", "secret", "--out", tmp_path / "out")
     assert code == 0, errors
     assert len(asked) > 1 and set(asked) == {("org/name", "v2", "secret")}

@@ -37,20 +37,11 @@ gates: {max_kl: 9}
 """
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[[str], Path]:
-    def made(text: str) -> Path:
-        (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
-        return tmp_path / "s.yaml"
-
-    return made
-
-
 # ---- the plan -------------------------------------------------------------------------------------------------------
 
 
-def test_every_list_is_an_axis(write: Callable[[str], Path]) -> None:
-    found = read_sweep(write(GOOD))
+def test_every_list_is_an_axis(write_yaml: Callable[[str], Path]) -> None:
+    found = read_sweep(write_yaml(GOOD))
     assert [cell.name for cell in found.cells] == [
         "awq-g64", "awq-g128", "gptq-g64", "gptq-g128", "gptq-w2-s0", "gptq-w2-s1", "gptq-w3-s0", "gptq-w3-s1", "rtn",
         "gguf-Q4_K_M-calib-bundled", "gguf-Q4_K_M-calib-bundled+photos_weight_2", "gguf-Q2_K-calib-bundled",
@@ -88,9 +79,9 @@ def test_every_list_is_an_axis(write: Callable[[str], Path]) -> None:
     ],
 )  # fmt: skip
 def test_a_fault_is_one_line_with_its_place(
-    write: Callable[[str], Path], old: str, new: str, line: int, words: str
+    write_yaml: Callable[[str], Path], old: str, new: str, line: int, words: str
 ) -> None:
-    path = write(GOOD.replace(old, new, 1))
+    path = write_yaml(GOOD.replace(old, new, 1))
     with pytest.raises(QuantkitError) as error:
         read_sweep(path)
     assert str(error.value).startswith(f"{path}:{line}: ") and words in str(error.value), error.value
@@ -101,15 +92,15 @@ def test_the_sweep_that_comes_along_can_be_read() -> None:
     assert len(found.cells) == 14 and found.model == "openbmb/MiniCPM-V-4.6"
 
 
-def test_the_same_variant_twice_is_refused(write: Callable[[str], Path]) -> None:
+def test_the_same_variant_twice_is_refused(write_yaml: Callable[[str], Path]) -> None:
     with pytest.raises(QuantkitError, match="rtn and rtn-w4 are the same variant"):
-        read_sweep(write("variants:\n  - method: rtn\n  - method: rtn\n    bits: [4]\n"))
+        read_sweep(write_yaml("variants:\n  - method: rtn\n  - method: rtn\n    bits: [4]\n"))
     with pytest.raises(QuantkitError, match="a sweep is of one model"):
-        read_sweep(write("variants:\n  - method: rtn\n  - method: awq\n    model: [a/b]\n"))
+        read_sweep(write_yaml("variants:\n  - method: rtn\n  - method: awq\n    model: [a/b]\n"))
 
 
-def test_a_pair_that_does_not_fit_is_told_before_anything_runs(write: Callable[[str], Path], run: Run) -> None:
-    path = write("model: tiny\nvariants:\n  - method: gptq\n    bits: [3, 5]\n")
+def test_a_pair_that_does_not_fit_is_told_before_anything_runs(write_yaml: Callable[[str], Path], run: Run) -> None:
+    path = write_yaml("model: tiny\nvariants:\n  - method: gptq\n    bits: [3, 5]\n")
     code, _, errors = run("sweep", path, "--out", path.parent / "out")
     assert code == 2 and "gptq-w5: --bits 5: GPTQ's layout holds 2, 3, 4 or 8 bits" in errors
     assert not (path.parent / "out").exists()
@@ -206,7 +197,7 @@ def test_finished_cells_are_kept_and_others_redone(finished: Path, run: Run, mon
 
 
 def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
-    write: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
+    write_yaml: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quantkit.sweep import work
 
@@ -219,7 +210,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
 
     monkeypatch.setattr(work, "quantize", sometimes)
     text = "model: tiny\nvariants:\n  - method: rtn\n    bits: [2, 4]\n    method_format: gptq\nverify: {quick: true}\n"
-    path = write(text)
+    path = write_yaml(text)
     out = path.parent / "out"
     code, output, errors = run("sweep", path, "--out", out)
     assert code == 3 and "rtn-w2: layer 3: something is wrong" in output + errors
@@ -230,7 +221,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
 
 
 def test_cells_that_need_the_same_pass_share_it(
-    write: Callable[[str], Path], small_calibration: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    write_yaml: Callable[[str], Path], small_calibration: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quantkit import gather
 
@@ -242,7 +233,7 @@ def test_cells_that_need_the_same_pass_share_it(
             super().__init__(*given, **options)
 
     monkeypatch.setattr(gather, "CalibrationPass", Counted)
-    path = write(
+    path = write_yaml(
         f"model: tiny\ncalib: {small_calibration}\nsamples: 4\nno_cache: true\nsolver: rtn\nvariants:\n"
         "  - method: [gptq, awq]\n  - method: gptq\n    seed: [1]\nverify: {quick: true}\n"
     )
@@ -253,7 +244,7 @@ def test_cells_that_need_the_same_pass_share_it(
 
 
 def test_a_pass_that_fails_fails_the_cells_that_need_it(
-    write: Callable[[str], Path], small: str, run: Run, monkeypatch: pytest.MonkeyPatch
+    write_yaml: Callable[[str], Path], small: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quantkit.sweep import local
 
@@ -261,7 +252,7 @@ def test_a_pass_that_fails_fails_the_cells_that_need_it(
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(local, "gather_statistics", broken)
-    path = write(small.replace("{samples: 6, max_new_tokens: 2}", "{quick: true}"))
+    path = write_yaml(small.replace("{samples: 6, max_new_tokens: 2}", "{quick: true}"))
     out = path.parent / "out"
     code, output, errors = run("sweep", path, "--out", out)
     assert code == 3 and "gptq-gptq: " in output + errors and "CUDA out of memory" in output + errors
@@ -294,7 +285,7 @@ def test_two_sweeps_do_not_work_in_one_folder(finished: Path, run: Run) -> None:
 
 
 def test_an_interrupted_sweep_says_what_it_keeps(
-    write: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
+    write_yaml: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quantkit.sweep import work
 
@@ -308,7 +299,7 @@ def test_an_interrupted_sweep_says_what_it_keeps(
 
     monkeypatch.setattr(work, "quantize", stops)
     text = "model: tiny\nvariants:\n  - method: rtn\n    bits: [3, 4]\n    method_format: gptq\nverify: {quick: true}\n"
-    path = write(text)
+    path = write_yaml(text)
     out = path.parent / "out"
     code, _, errors = run("sweep", path, "--out", out)
     assert code == 130 and "keeps what is finished" in errors and "nothing was written" not in errors
@@ -359,7 +350,7 @@ def _workers(word: str) -> list[int]:
 
 @pytest.mark.slow
 def test_two_nodes_do_a_sweep_although_a_worker_is_killed(
-    cluster: Any, small: str, write: Callable[[str], Path], run: Run, finished: Path
+    cluster: Any, small: str, write_yaml: Callable[[str], Path], run: Run, finished: Path
 ) -> None:
     from quantkit.reproduce import differences
 
@@ -375,7 +366,7 @@ def test_two_nodes_do_a_sweep_although_a_worker_is_killed(
                 return
             time.sleep(0.05)
 
-    path = write(small)
+    path = write_yaml(small)
     out = path.parent / "out"
     killer = threading.Thread(target=kill)
     killer.start()
@@ -392,8 +383,8 @@ def test_two_nodes_do_a_sweep_although_a_worker_is_killed(
     assert not hidden, "remains of the killed worker"
 
 
-def test_a_cluster_that_is_not_there_is_one_line(write: Callable[[str], Path], small: str, run: Run) -> None:
+def test_a_cluster_that_is_not_there_is_one_line(write_yaml: Callable[[str], Path], small: str, run: Run) -> None:
     pytest.importorskip("ray")
-    path = write(small)
+    path = write_yaml(small)
     code, _, errors = run("sweep", path, "--out", path.parent / "out", "--ray", "127.0.0.1:1")
     assert code == 2 and "--ray 127.0.0.1:1: no cluster to be reached" in errors

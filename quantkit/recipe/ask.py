@@ -6,30 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import QuantkitError
-from quantkit.recipe.fields import ANSWERS, ASK, PICTURES, RUN, Options, option
+from quantkit.recipe.common import PictureOptions
+from quantkit.recipe.fields import ANSWERS, ASK, PICTURES, RUN, option
 from quantkit.recipe.measure import MeasureDtype
 
 LARGEST_SEED = 2**32 - 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions(Options):
+class ChatOptions(PictureOptions):
     """None: as the model's own files, or the runtime, have it."""
 
     system: str | None = option(None, "The system prompt.", ASK)
     downsample_mode: str | None = option(
         None, "Visual token compression: 16x or 4x. (default: the processor's)", PICTURES, choices=("16x", "4x")
     )
-    max_slice_nums: int | None = option(
-        None, "Most slices an image is cut into. (default: the processor's)", PICTURES, least=1
-    )
-    max_num_frames: int | None = option(
-        None, "Most frames taken of a clip. (default: the processor's)", PICTURES, least=1
-    )
-    stack_frames: int | None = option(
-        None, "Frames of a second stacked into one picture. (default: the processor's)", PICTURES, least=1
-    )
-    use_image_id: bool | None = option(None, "Number the pictures in the prompt. (default: the processor's)", PICTURES)
     enable_thinking: bool = option(False, "Let the model reason before it answers.", ANSWERS)
     max_new_tokens: int = option(512, "Longest answer.", ANSWERS, least=1)
     temperature: float | None = option(

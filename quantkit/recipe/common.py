@@ -52,7 +52,23 @@ class WriteOptions(ModelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationOptions(ModelOptions):
+class PictureOptions(Options):
+    """How pictures and clips are cut up; None: as the checkpoint's processor has it."""
+
+    max_slice_nums: int | None = option(
+        None, "Most slices an image is cut into. (default: the processor's)", PICTURES, least=1
+    )
+    max_num_frames: int | None = option(
+        None, "Most frames taken of a clip. (default: the processor's)", PICTURES, least=1
+    )
+    stack_frames: int | None = option(
+        None, "Frames of a second stacked into one picture. (default: the processor's)", PICTURES, least=1
+    )
+    use_image_id: bool | None = option(None, "Number the pictures in the prompt. (default: the processor's)", PICTURES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(PictureOptions, ModelOptions):
     """Which conversations, and how the model sees them."""
 
     calib: tuple[str, ...] = option(
@@ -84,16 +100,6 @@ class CalibrationOptions(ModelOptions):
         PICTURES,
         choices=("16x", "4x", "both"),
     )
-    max_slice_nums: int | None = option(
-        None, "Most slices an image is cut into. (default: the processor's)", PICTURES, least=1
-    )
-    max_num_frames: int | None = option(
-        None, "Most frames taken of a video. (default: the processor's)", PICTURES, least=1
-    )
-    stack_frames: int | None = option(
-        None, "Frames of a second stacked into one picture. (default: the processor's)", PICTURES, least=1
-    )
-    use_image_id: bool | None = option(None, "Number the pictures in the prompt. (default: the processor's)", PICTURES)
     enable_thinking: bool | None = option(
         None, "Prompt for a reasoning part. (default: where the answer carries one)", PICTURES
     )

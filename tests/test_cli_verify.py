@@ -52,6 +52,21 @@ def test_writes_three_reports(checked: Run, variant: Path, tmp_path: Path) -> No
     assert checked(variant, "--quick", "--report", tmp_path / "again")[0] == 0
 
 
+def test_a_quick_check_keeps_what_was_measured(checked: Run, variant: Path, tmp_path: Path) -> None:
+    assert checked(variant)[0] == 0
+    before = {path.name: path.read_bytes() for path in variant.glob("report.*")}
+    code, text, _ = checked(variant, "--quick", "--junit", tmp_path / "x.xml")
+    assert code == 0 and "kept, it has what was measured" in text and (tmp_path / "x.xml").exists()
+    assert {path.name: path.read_bytes() for path in variant.glob("report.*")} == before
+    (variant / "report.json").unlink()
+    assert checked(variant, "--quick")[0] == 0 and (variant / "report.json").exists()
+
+
+def test_swapped_models_are_told(run: Run, variant: Path, random_checkpoint: Path) -> None:
+    code, _, errors = run("verify", variant, random_checkpoint, "--quick")
+    assert code == 2 and "name the unquantized one first" in errors
+
+
 def test_the_second_run_takes_the_reference_from_the_cache(checked: Run, variant: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert "kept in the cache" in checked(variant, "--cache", cache)[1]

@@ -228,7 +228,7 @@ def test_a_recipe_runs_measures_and_keeps_its_limits(
 def test_bad_limits_are_told_before_the_work(run: Run, write_yaml: Callable[[str], Path], tmp_path: Path) -> None:
     path = write_yaml("method: rtn\ngates:\n  min_top1: 98\n")
     code, _, errors = run("run", path, "--out", tmp_path / "out")
-    assert code == 2 and f"{path}:2: gates: gates.min_top1: gate min_top1: a share from 0 to 1" in errors
+    assert code == 2 and f"{path}:2: gates: min_top1: gate min_top1: a share from 0 to 1" in errors
     assert not (tmp_path / "out").exists()
 
 

@@ -307,6 +307,8 @@ def test_mcnemar_against_counting_all_outcomes(worse, better):
 
 
 def test_wilson_widens_a_share_of_everything():
+    beyond = wilson_floor(Interval(value=0.9, low=0.7, high=1.1), 10)
+    assert beyond.high == 1.0, "a share ends at 1"
     found = wilson_floor(Interval(value=1.0, low=1.0, high=1.0), 10)
     assert found.low == pytest.approx(10 / (10 + 1.959964**2), abs=1e-6)
     assert (found.value, found.high) == (1.0, 1.0)

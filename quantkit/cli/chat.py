@@ -53,7 +53,8 @@ def chat(
     """Ask a variant about pictures and clips.
 
     With PROMPT one answer, else a chat whose turns are kept: one question a line, from the terminal or a pipe. Answers
-    stream, as Markdown in a terminal and as plain text in a pipe.
+    stream, as Markdown in a terminal and as plain text in a pipe. Lines that begin with / are commands: /image FILE,
+    /video FILE, /reset, /quit, /help.
     """
     options = ChatOptions(**given)
     with errors.status("loading torch and transformers"):

@@ -53,7 +53,7 @@ def run(
         try:
             gates = from_section(found.gates)
         except QuantkitError as error:
-            raise found.error("gates", str(error)) from error
+            raise found.error("gates", str(error).removeprefix("gates.")) from error
         try:
             check_asked(verify, gates)
         except QuantkitError as error:

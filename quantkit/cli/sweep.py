@@ -126,7 +126,7 @@ def _row(found: Sweep, cell: Cell, store: Store) -> SweepRow:
     from quantkit.report.sweep import row_of, unfinished
 
     done = store.record(cell)
-    axes = {"method": cell.method, **cell.axes}
+    axes = cell.axes
     if done is None:
         return unfinished(cell.name, cell.method, "not run", status="not run", axes=axes)
     if done.status != "done":
@@ -189,7 +189,7 @@ def _print_plan(
     console.print(table)
     room = sum(planned[cell.name].bytes for cell in todo)
     console.print(
-        f"to do: {len(todo)} variants, {len(foretold.passes)} calibration passes; about {foretold.words}; "
+        f"to do: {len(todo)} variants, calibration passes to share: {len(foretold.passes)}; about {foretold.words}; "
         f"{megabytes(room)} of disk, and {megabytes(foretold.statistics_bytes)} for statistics while it runs",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -48,6 +48,7 @@ def measure(
     reference: str | Checkpoint, candidate: str | Path, options: VerifyCommandOptions, inherited: Sequence[Gate]
 ) -> str:
     """Verify, show and write the report; gives the verdict's status."""
+    from quantkit.report import write_junit
     from quantkit.verify.asked import all_gates, verify_as_asked
 
     all_gates(options, inherited)  # what is wrong with them, before the work
@@ -57,8 +58,24 @@ def measure(
             reference, candidate, options, inherited=inherited, cache=default_cache(), progress=bars
         )
     _print_report(result)
+    if options.quick and options.report is None and _measured(target):
+        said = f"{target}: kept, it has what was measured; --report DIR writes this check there"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        if options.junit is not None:
+            write_junit(result, options.junit)
+        return result.verdict.status
     _write(result, target, options.junit)
     return result.verdict.status
+
+
+def _measured(target: Path) -> bool:
+    """Whether a report that is there already holds figures, which a check of the files has not."""
+    from quantkit.verify.report import Report
+
+    try:
+        return bool(Report.load(target).engines)
+    except QuantkitError:
+        return False
 
 
 def compare(

@@ -21,7 +21,8 @@ from quantkit.errors import QuantkitError
 from quantkit.tensorfile import CHECKSUM_FILE, git_blob_sha1_of, listed_checksums, sha256_of
 
 _NAMES = frozenset({
-    "config.json", "generation_config.json", "configuration.json", "preprocessor_config.json", "processor_config.json",
+    "config.json", "quantize_config.json", "generation_config.json", "configuration.json",
+    "preprocessor_config.json", "processor_config.json",
     "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json",
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", PROVENANCE,

@@ -119,6 +119,8 @@ def parse_recipe(path: Path, content: Mapping[str, Any], lines: dict[str, int]) 
 def _bad_method(path: Path, method: Any, lines: Mapping[str, int]) -> str:
     known = ", ".join(COMMANDS)
     if method is None:
+        if "variants" in lines:
+            return f"{path}: is a sweep; run it with quantkit sweep"
         return f"{path}: method is missing; write method: with one of {known}"
     if not isinstance(method, str):
         return f"{path}:{lines['method']}: method: write one of {known}; several are for quantkit sweep"

@@ -69,6 +69,8 @@ def read_sweep(path: Path) -> Sweep:
     """Read and check a sweep file. Raises QuantkitError with file, line and the nearest valid name."""
     content, lines = read_yaml(path)
     entries = content.get("variants")
+    if entries is None and "method" in content:
+        raise QuantkitError(f"{path}: is a recipe; run it with quantkit run")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise QuantkitError(
             f"{path}:{lines.get('variants', 1)}: variants: list grids, each with a method, as - method: [awq, gptq]"

@@ -117,7 +117,8 @@ def _judge(gate: Gate, engine: EngineResult) -> GateResult:
     else:
         passed = value >= gate.limit if gate.name.startswith("min_") else value <= gate.limit
         sign = "at least" if gate.name.startswith("min_") else "at most"
-        message = f"{gate.name} on {gate.group} ({engine.name}): {value:.4g}, {sign} {gate.limit:g} is asked for"
+        end = "(lower end of its interval)" if gate.name.startswith("min_") else "(upper end of its interval)"
+        message = f"{gate.name} on {gate.group} ({engine.name}): {value:.4g}, {sign} {gate.limit:g} is asked for {end}"
     return GateResult(
         gate=gate.name,
         group=gate.group,

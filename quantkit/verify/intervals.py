@@ -84,7 +84,7 @@ def wilson_floor(interval: Interval, items: int) -> Interval:
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
     low, high = max(0.0, centre - half), min(1.0, centre + half)
-    return Interval(value=p, low=min(low, interval.low), high=max(high, interval.high))
+    return Interval(value=p, low=max(0.0, min(low, interval.low)), high=min(1.0, max(high, interval.high)))
 
 
 def mcnemar(only_reference: int, only_candidate: int) -> float:

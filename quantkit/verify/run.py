@@ -65,6 +65,11 @@ def verify(
     run = _Run(settings, progress or (lambda stage, done, total: None))
     source = original if isinstance(original, Checkpoint) else open_checkpoint(original)
     target = _target(candidate, settings)
+    if source.is_quantized and target.checkpoint is not None and not target.checkpoint.is_quantized:
+        raise QuantkitError(
+            f"{source.name} is quantized and {target.checkpoint.name} is not: name the unquantized one first, as in "
+            "quantkit verify REF QUANT"
+        )
     report = Report(
         verdict=verdict([], [], [], [], quick=True),
         reference=_describe(source, source),

@@ -117,7 +117,7 @@ def test_provenance_and_notes(made: dict[str, Path], tmp_path: Path) -> None:
 
     edit_json(folder / "quantkit.json", annotate)
     output = " ".join(_run(str(folder)).split())
-    assert "method rtn, solver rtn" in output and "5 conversations, 77 tokens (abcdef012345)" in output
+    assert "method rtn" in output and "5 conversations, 77 tokens (abcdef012345)" in output
     assert f"note: too few tokens: rounded: {DOWN}" in output
     found = _json(folder, tmp_path)
     assert "items" not in found["provenance"]["calibration"] and "layers" not in found["provenance"]

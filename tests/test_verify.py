@@ -374,8 +374,8 @@ def test_an_overflow_names_the_item(data, quantized, monkeypatch):
     ("options", "message"),
     [
         ({"engine": "magic"}, "--engine magic: unknown"),
-        ({"downsample_mode": "2x"}, "downsample mode '2x'"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"downsample_mode": "2x"}, "--downsample-mode '2x'"),
+        ({"samples": 0}, "--samples 0: must be at least 1"),
         ({"max_tokens": 3}, "no calibration tokens"),
     ],
 )

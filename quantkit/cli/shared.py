@@ -19,7 +19,7 @@ def quiet_libraries() -> None:
     """Notes of transformers and bitsandbytes on optional kernels are no news to somebody who quantizes."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("bitsandbytes", "torch.utils._pytree"):
+    for name in ("bitsandbytes", "optimum", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 

@@ -64,7 +64,10 @@ def sweep(
     check_asked(found.verify if ray is None else replace(found.verify, device="cpu"), from_section(found.gates))
     first = found.cells[0].options
     checkpoint = open_checkpoint(found.model, first.revision, first.token, verify_checksums=not dry_run)
-    planned = {cell.name: plan_cell(checkpoint, cell) for cell in found.cells}
+    try:
+        planned = {cell.name: plan_cell(checkpoint, cell) for cell in found.cells}
+    except QuantkitError as error:
+        raise QuantkitError(f"{file}: {error}") from error
     store = Store(folder, checkpoint.fingerprint())
     todo = [cell for cell in found.cells if not store.finished(found, cell)]
     if dry_run:

@@ -102,7 +102,7 @@ def test_the_same_variant_twice_is_refused(write_yaml: Callable[[str], Path]) ->
 def test_a_pair_that_does_not_fit_is_told_before_anything_runs(write_yaml: Callable[[str], Path], run: Run) -> None:
     path = write_yaml("model: tiny\nvariants:\n  - method: gptq\n    bits: [3, 5]\n")
     code, _, errors = run("sweep", path, "--out", path.parent / "out")
-    assert code == 2 and "gptq-w5: --bits 5: GPTQ's layout holds 2, 3, 4 or 8 bits" in errors
+    assert code == 2 and f"{path}: gptq-w5: --bits 5: GPTQ's layout holds 2, 3, 4 or 8 bits" in errors
     assert not (path.parent / "out").exists()
 
 

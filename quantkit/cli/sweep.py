@@ -15,6 +15,7 @@ from rich.table import Table
 
 from quantkit.cli.shared import console, default_cache, errors, escape, megabytes, quiet_libraries
 from quantkit.cli.verify import GATE_FAILED
+from quantkit.errors import QuantkitError
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint

@@ -7,6 +7,7 @@ from pathlib import Path
 from quantkit.chat.reply import Engine
 from quantkit.errors import QuantkitError
 from quantkit.recipe import ChatOptions
+from quantkit.verify.ggufset import is_gguf
 
 
 def open_engine(model: str | Path, options: ChatOptions) -> Engine:
@@ -18,7 +19,7 @@ def open_engine(model: str | Path, options: ChatOptions) -> Engine:
     from quantkit.chat.local import LocalEngine
 
     path = Path(model).expanduser()
-    if _is_gguf(path):
+    if is_gguf(path):
         if options.engine not in ("auto", "llama.cpp"):
             raise QuantkitError(f"--engine {options.engine}: {path.name} holds GGUF, which llama.cpp runs")
         return LlamaEngine(path, options)
@@ -27,9 +28,3 @@ def open_engine(model: str | Path, options: ChatOptions) -> Engine:
     if options.mmproj is not None:
         raise QuantkitError(f"--mmproj: only a GGUF file has one, and {model} is none")
     return LocalEngine(model, options)
-
-
-def _is_gguf(path: Path) -> bool:
-    if path.is_dir():
-        return not (path / "config.json").exists() and any(path.glob("*.gguf"))
-    return path.suffix == ".gguf"

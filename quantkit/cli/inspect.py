@@ -62,16 +62,16 @@ def inspect(
 
 def _is_gguf(model: str) -> bool:
     """Whether it names a GGUF file, by its end or its first bytes (Ollama's have no end), or a folder of them."""
+    from quantkit.verify.ggufset import is_gguf
+
     path = Path(model).expanduser()
     try:
-        if path.is_dir():
-            return not (path / "config.json").exists() and any(path.glob("*.gguf"))
         if path.is_file() and path.suffix != ".gguf":
             with path.open("rb") as file:
                 return file.read(4) == b"GGUF"
+        return is_gguf(path)
     except OSError:  # whoever opens it says what is wrong
         return False
-    return path.suffix == ".gguf"
 
 
 def _write(content: dict[str, Any], target: Path) -> None:

@@ -118,7 +118,7 @@ def _labels(paths: list[Path]) -> list[str]:
 
 def _report_target(report: Path | None, candidate: str) -> Path:
     """report.json's path; checked before the work, not after it."""
-    from quantkit.verify.asked import is_gguf
+    from quantkit.verify.ggufset import is_gguf
 
     target = report
     if target is None:

@@ -11,6 +11,7 @@ from quantkit.errors import QuantkitError
 from quantkit.formats.gguf.reader import GgufFile
 from quantkit.serve import record
 from quantkit.verify.engines.llamacpp import gguf_files
+from quantkit.verify.ggufset import is_gguf
 from quantkit.verify.reference import target_fingerprint
 from quantkit.verify.task import Target
 
@@ -42,7 +43,7 @@ class Candidate:
 def find_candidate(name: str, reference: str | None = None, mmproj: Path | None = None) -> Candidate:
     """A folder, a hub id, `tiny`, a .gguf file or a folder of them; `reference`: the model that a GGUF was made of."""
     path = Path(name).expanduser()
-    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))):
+    if is_gguf(path):
         return _of_gguf(path, reference, mmproj)
     for option, value in (("--reference", reference), ("--mmproj", mmproj)):
         if value is not None:

@@ -38,7 +38,6 @@ from quantkit.recipe.yaml_file import read_yaml
 METHODS = tuple(name for name in COMMANDS if name != "imatrix")
 SWEEP_KEYS = ("variants", "verify", "gates", "out")
 _PLACED = ("out", "overwrite", "stats", "save_stats", "token")  # the sweep's own business
-_NO_AXES = (*_PLACED, "model", "device", "cache", "no_cache")
 MOST_CELLS = 10_000
 LONGEST_NAME = 120
 

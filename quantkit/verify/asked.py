@@ -12,6 +12,7 @@ from quantkit.recipe import LIMITS, MeasureOptions
 from quantkit.recipe.common import is_path
 from quantkit.verify import gates
 from quantkit.verify.gates import Gate
+from quantkit.verify.ggufset import is_gguf
 from quantkit.verify.options import VerifyOptions
 from quantkit.verify.run import Progress, verify
 
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 
 
 DATA_FILES = (".jsonl", ".json", ".parquet", ".csv")
-
-
-def is_gguf(candidate: str | Path) -> bool:
-    """Whether a candidate is a .gguf file or a folder of them."""
-    path = Path(candidate).expanduser()
-    if path.is_dir():
-        return not (path / "config.json").exists() and any(path.glob("*.gguf"))
-    return path.suffix == ".gguf"
 
 
 def measured_files(out: Path) -> list[tuple[Path, Path]]:

@@ -17,6 +17,14 @@ VISION = "mmproj"
 _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf")
 
 
+def is_gguf(candidate: str | Path) -> bool:
+    """Whether a candidate is a .gguf file or a folder of them."""
+    path = Path(candidate).expanduser()
+    if path.is_dir():
+        return not (path / "config.json").exists() and any(path.glob("*.gguf"))
+    return path.suffix == ".gguf"
+
+
 def is_vision(file: Path) -> bool:
     """Whether a file's name says that it holds a vision model."""
     return file.name.startswith(VISION)

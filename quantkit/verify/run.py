@@ -21,6 +21,7 @@ from quantkit.verify import forward, gates, reference
 from quantkit.verify.alarms import alarms, verdict
 from quantkit.verify.benchmarks import is_benchmark, load_benchmark, parse_name
 from quantkit.verify.engines import run_engine
+from quantkit.verify.ggufset import is_gguf
 from quantkit.verify.options import VerifyOptions
 from quantkit.verify.report import Calibration, Data, EngineResult, Finding, Model, Report, environment
 from quantkit.verify.summary import summarize_engine
@@ -195,9 +196,7 @@ class _Run:
 
 def _target(candidate: str | Path, options: VerifyOptions) -> Target:
     path = Path(candidate).expanduser()
-    plain = path.suffix == ".gguf" or (
-        path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
-    )
+    plain = is_gguf(path)
     named = options.url is not None and not path.exists()  # only a server knows it
     # checksums are a check of their own, so that a flipped bit is a finding
     checkpoint = None if plain or named else open_checkpoint(candidate, verify_checksums=False)

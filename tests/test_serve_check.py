@@ -34,7 +34,7 @@ from quantkit.serve.calls import Call, calls_in, form_of
 from quantkit.serve.candidate import find_candidate
 from quantkit.serve.judge import TOLERANCE, judge
 from quantkit.serve.record import FAILED, NOT_RUN, NOT_SHOWN, PASSED, Outcome, Run
-from quantkit.serve.reference import Expected, Reference, file_values, load_gguf
+from quantkit.serve.reference import Expected, Reference, Shortfall, _is_same_text, file_values, load_gguf
 from quantkit.serve.requests import FUNCTION, REQUESTS, data_url
 from quantkit.verify import verify
 
@@ -416,6 +416,51 @@ def test_other_words_that_are_nearly_as_likely(tiny: Reference, expected: dict[s
         assert found.status == status and f"{nats:.2f} nats" in found.detail
 
 
+@pytest.mark.parametrize(
+    ("choice", "rest", "finished", "same"),
+    [
+        ('")', '")\n', True, True),  # the text's own tokens: '"' and ')'
+        ('")\n', '")', True, True),  # a server stripped the end
+        ('")\n', '")', False, False),  # cut there by a limit: the next would show
+        ("\n", "", True, True),
+        ("", "", True, False),
+        ("cir", "circle", True, True),
+        ("circles", "circle", True, False),
+        ("<|im_end|>", "", True, False),
+        ("\ufffd", "\ufffd", True, False),  # halves of two characters
+    ],
+)
+def test_a_text_cut_into_other_tokens_is_the_same_text(choice: str, rest: str, finished: bool, same: bool) -> None:
+    assert _is_same_text(choice, rest, finished) == same
+
+
+def test_the_same_text_is_no_gap(tiny: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token is asked about with the answer's text from it on."""
+    asked = []
+
+    def same(choice: str, rest: str, finished: bool) -> bool:
+        asked.append((choice, rest))
+        return rest.startswith(" blue")
+
+    before = tiny.shortfall("image_url", "The blue circle.", True)
+    assert before.token == " blue"
+    monkeypatch.setattr("quantkit.serve.reference._is_same_text", same)
+    assert tiny.shortfall("image_url", "The blue circle.", True).nats < before.nats - TOLERANCE
+    assert asked[:2] == [("The", "The blue circle."), (before.choice, " blue circle.")] and asked[-1][1] == ""
+
+
+def test_spaces_at_the_end_are_judged_as_tokens(expected: dict[str, Expected]) -> None:
+    seen = []
+
+    class Listens:
+        def shortfall(self, name: str, text: str, finished: bool) -> Any:
+            seen.append(text)
+            return Shortfall(0.0, "", "")
+
+    judge(BY_NAME["text"], Reply(" 方形。\n"), expected["text"], Listens())
+    assert seen == ["方形。\n"]
+
+
 def test_a_prompt_of_another_length_is_told(tiny: Reference, expected: dict[str, Expected]) -> None:
     for count, told in ((expected["text"].prompt_tokens, False), (7, True), (None, False)):
         _, detail = verdict("text", tiny, expected["text"], text="圆环。", prompt_tokens=count)
@@ -446,8 +491,6 @@ def test_calls(reply: dict[str, Any], status: str, words: str) -> None:
 
     class Paris:
         def shortfall(self, name: str, text: str, finished: bool) -> Any:
-            from quantkit.serve.reference import Shortfall
-
             return Shortfall(0.4 if text == TEXT_CALL.replace("Beijing", "Peking") else 9.0, "", "")
 
     expected = Expected(TEXT_CALL, TEXT_CALL, True, 10)

@@ -50,7 +50,7 @@ def _text(request: CardRequest, reply: Reply, expected: Expected, reference: Jud
     if reply.text.strip() == expected.text and reply.finished == expected.finished:
         return PASSED, f"{_quoted(reply.text)}, as the reference"
     leading = expected.raw[: len(expected.raw) - len(expected.raw.lstrip())]  # servers may strip it
-    far = reference.shortfall(request.name, leading + reply.text.strip(), reply.finished)
+    far = reference.shortfall(request.name, leading + reply.text.lstrip(), reply.finished)
     where = f"'{far.token}' lies {far.nats:.2f} nats below its '{far.choice}'"
     parts = f"{_quoted(reply.text)}; the reference: {_quoted(expected.text)}; {where}"
     return (PASSED if far.nats <= TOLERANCE else FAILED), parts

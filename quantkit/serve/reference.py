@@ -86,6 +86,8 @@ class Reference:
         """How far, at the worst of its tokens, an answer to a request lies below the reference's own choice there.
 
         Given the answer's tokens before. `finished`: the end counts too, as any of the tokens that end an answer.
+        A server gives text, not tokens: where the reference's choice is the same text cut otherwise, it is no gap, nor
+        are spaces at the end, which servers may strip.
         """
         sample = self.task.samples[self._places[name]]
         tokenizer = self.task.processor.tokenizer
@@ -102,13 +104,26 @@ class Reference:
         given = [logp[row, token] for row, token in enumerate(ids)]
         given += [logp[-1, stops].max()] if finished else []
         gaps = logp.max(-1).values - torch.stack(given)
+        choices = [tokenizer.decode([token]) for token in logp.argmax(-1).tolist()]
+        for row, choice in enumerate(choices):
+            if _is_same_text(choice, tokenizer.decode(ids[row:]), finished):
+                gaps[row] = 0
         worst = int(gaps.argmax())
         token = tokenizer.decode([ids[worst]]) if worst < len(ids) else "the end"
-        return Shortfall(float(gaps[worst]), token, tokenizer.decode([int(logp[worst].argmax())]))
+        return Shortfall(float(gaps[worst]), token, choices[worst])
 
     @torch.inference_mode()
     def _logp(self, states: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(states).float().log_softmax(-1).cpu()
+
+
+def _is_same_text(choice: str, rest: str, finished: bool) -> bool:
+    """Whether an answer whose remainder is ``rest`` goes on with the text of the token ``choice``."""
+    if "\ufffd" in choice:  # a part of a character
+        return False
+    if rest and choice and rest.startswith(choice):
+        return True
+    return finished and choice.rstrip() == rest.rstrip() and choice != rest
 
 
 def conversation(request: CardRequest, png: bytes) -> Conversation:

@@ -90,7 +90,10 @@ def _reason(error: Exception, repo: str, revision: str | None) -> str:
             return f"{repo}{at}: not (completely) in the cache {where}, and HF_HUB_OFFLINE is set; unset it to download"
         if status:
             return f"{repo}{at}: not in the cache, and the hub answers with HTTP status {status}; try again later"
-        return f"{repo}{at}: not in the cache, and the hub cannot be reached; check the network or give a local folder"
+        known = "" if at else "no such folder, "
+        return (
+            f"{repo}{at}: {known}not in the hub's cache, and the hub cannot be reached; check the name and the network"
+        )
     if isinstance(error, OSError) and error.strerror:
         return f"{repo}{at}: the download stopped: {error.strerror}; see HF_HOME for where it is stored"
     return f"{repo}{at}: the download failed: {' '.join(str(error).split()) or type(error).__name__}"

@@ -68,7 +68,9 @@ def create(runtime: str, folder: Path) -> Path:
         overrides.write("\n".join(wanted.overrides) + "\n")
         overrides.flush()
         extra = ["--overrides", overrides.name] if wanted.overrides else []
-        _call([*uv, "pip", "install", "--quiet", "--python", str(python), *extra, *wanted.packages])
+        # compiled once here: every start of a runtime would do it anew where Python may write no bytecode
+        flags = ["--quiet", "--compile-bytecode", "--python", str(python)]
+        _call([*uv, "pip", "install", *flags, *extra, *wanted.packages])
     if wanted.remove:
         _call([*uv, "pip", "uninstall", "--quiet", "--python", str(python), *wanted.remove])
     marker.write_text(recipe, encoding="utf-8")

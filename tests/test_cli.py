@@ -229,16 +229,21 @@ def test_usage_errors_and_version(run: Run) -> None:
     assert code == 0 and out.startswith("quantkit ")
 
 
-def test_ctrl_c_while_torch_unwinds_is_still_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_what_torch_stumbles_over_while_it_unwinds_is_still_a_stop(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stop: BaseException, code: int
+) -> None:
+    """Ctrl-C, and SIGTERM while files are written."""
+
     def broken(*_: object) -> None:
         try:
-            raise KeyboardInterrupt
+            raise stop
         finally:
             raise AssertionError("torch's own mode stack")
 
     monkeypatch.setattr("quantkit.cli.quantize.run_quantize", broken)
-    code, _, err = run("awq")
-    assert code == 130 and "interrupted" in err
+    found, _, err = run("awq")
+    assert found == code and ("interrupted" in err) == (code == 130)
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

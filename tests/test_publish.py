@@ -133,6 +133,15 @@ def test_what_was_published_can_be_verified_again(run: Run, hub: Hub, variant: P
         assert code == 0 and "checked: checksums" in text, text
 
 
+def test_the_file_where_autogptq_looks_goes_too(hub: Hub, variant: Path) -> None:
+    """GPTQ's layout has a second place for its settings."""
+    content = json.dumps({"bits": 4, "quant_method": "gptq"}).encode()
+    (variant / "quantize_config.json").write_bytes(content)
+    publish(variant, options())
+    assert hub.content(REPO, "quantize_config.json") == content
+    assert b"  quantize_config.json\n" in hub.content(REPO, "SHA256SUMS")
+
+
 def test_private_and_a_second_branch(hub: Hub, variant: Path) -> None:
     publish(variant, options(private=True, revision="w4"))
     repo = hub.repos[REPO]

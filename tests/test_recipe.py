@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,47 @@ def test_a_recipe_runs_measures_and_keeps_its_limits(
     assert code == 0 and not (tmp_path / "b" / "report.json").exists(), errors
     code, output, errors = run("run", write_yaml(text), "--out", tmp_path / "c", "--dry-run")
     assert code == 0 and "would write" in output and not (tmp_path / "c").exists(), errors
+
+
+def test_all_faults_are_told_at_once(run: Run, write_yaml: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write_yaml("method: gptq\nbits: x\ngroup_sice: 64\nverify: {sample: 3}\ngates:\n  max_kl: low\n")
+    code, _, errors = run("run", path, "--out", tmp_path / "out")
+    lines = errors.splitlines()
+    assert code == 2 and [line.partition(": ")[2].partition(" ")[0] for line in lines] == [
+        f"{path}:{line}:" for line in (2, 3, 4, 6)
+    ], errors
+    assert all(line.startswith("error: ") for line in lines)
+
+
+def test_a_flag_of_the_file_can_be_turned_off(run: Run, write_yaml: Callable[[str], Path]) -> None:
+    path = write_yaml("method: gptq\nsequential: true\nskip_bad: true\n")
+    code, output, errors = run("recipe", "show", path, "--no-sequential", "--resolved")
+    assert code == 0 and "sequential: false  # command line" in output and "skip_bad: true  # line 3" in output, errors
+    code, _, errors = run("recipe", "show", path, "--no-sequentiel")
+    assert code == 2 and "No such option: --no-sequentiel" in errors
+
+
+def test_an_interrupted_measurement_says_what_is_there(
+    run: Run, write_yaml: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(*_given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["quantkit.cli.recipe"], "measure", stops)
+    out = tmp_path / "out"
+    code, _, errors = run("run", write_yaml("method: rtn\nverify: {samples: 8}\n"), "--out", out)
+    assert code == 130 and f"{out} is written, and not measured: quantkit verify tiny {out}" in errors
+    assert "nothing was written" not in errors and (out / "quantkit.json").is_file()
+
+
+@pytest.mark.parametrize("method", ["gptq", "gguf"])
+def test_a_plan_looks_for_the_data(run: Run, method: str, tmp_path: Path) -> None:
+    given = [method, "--model", "tiny", "--out", tmp_path / "out", "--dry-run"]
+    code, _, errors = run(*given, "--calib", tmp_path / "chats.jsonl")
+    assert code == 2 and "chats.jsonl" in errors, errors
+    code, _, errors = run(*given, "--eval-data", tmp_path / "held.jsonl")
+    assert code == 2 and "held.jsonl" in errors, errors
+    assert run(*given)[0] == 0
 
 
 def test_bad_limits_are_told_before_the_work(run: Run, write_yaml: Callable[[str], Path], tmp_path: Path) -> None:

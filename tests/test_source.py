@@ -251,6 +251,5 @@ def test_download(hub: tuple[str, Path, list[str]], tmp_path: Path) -> None:
 
 def test_no_network(tmp_path: Path) -> None:
     lines = open_models(tmp_path, (REPO, ""), HF_ENDPOINT="http://127.0.0.1:9")
-    assert lines == [
-        f"{REPO}: not in the cache, and the hub cannot be reached; check the network or give a local folder"
-    ]
+    said = "no such folder, not in the hub's cache, and the hub cannot be reached; check the name and the network"
+    assert lines == [f"{REPO}: {said}"]

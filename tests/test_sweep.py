@@ -198,6 +198,47 @@ def test_finished_cells_are_kept_and_others_redone(finished: Path, run: Run, tmp
     assert moved == {"awq", "rtn-w2"}
 
 
+def test_what_is_only_measured_otherwise_is_not_made_again(
+    write_yaml: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another gate, another number of items: the variant stays, its report is new."""
+    from quantkit.sweep import work
+
+    text = "model: tiny\nvariants:\n  - method: rtn\n    bits: [3, 4]\n    method_format: gptq\n"
+    path = write_yaml(text + "verify: {samples: 4, max_new_tokens: 2}\n")
+    out = path.parent / "out"
+    assert run("sweep", path, "--out", out)[0] == 0
+    before = {name: one["seconds"] for name, one in _records(out).items()}
+    monkeypatch.setattr(work, "quantize", lambda *given: pytest.fail("made again"))
+    path.write_text(text + "verify: {samples: 5, max_new_tokens: 2}\ngates: {max_kl: 0}\n")
+    code, output, errors = run("sweep", path, "--out", out, "--dry-run")
+    assert code == 0 and "to do: 2 variants" in output and "0.0 MB of disk" in output, output + errors
+    code, output, errors = run("sweep", path, "--out", out)
+    assert code == 3 and "2 of 2 variants are there already, and only measured again" in output, errors
+    report = json.loads((out / "variants" / "rtn-w3" / "report.json").read_text())
+    assert report["data"]["items"] == 5 and report["verdict"]["status"] == "fail"
+    after = {name: one["seconds"] for name, one in _records(out).items()}
+    for name, one in before.items():
+        assert one | {"verify": 0} == after[name] | {"verify": 0}, "what making it took is kept"
+    assert "finished" in run("sweep", path, "--out", out, "--dry-run")[1]
+
+
+def test_a_log_names_each_variant_as_it_is_finished(write_yaml: Callable[[str], Path], run: Run) -> None:
+    text = "model: tiny\nvariants:\n  - method: rtn\n    bits: [3, 4]\n    method_format: gptq\n"
+    path = write_yaml(text + "verify: {quick: true}\n")
+    _, output, errors = run("sweep", path, "--out", path.parent / "out")
+    assert "1 of 2: rtn-w3: done\n2 of 2: rtn-w4: done\n" in errors and "also holds" not in output
+    path.write_text(text.replace("[3, 4]", "[3, 2]") + "verify: {quick: true}\n")
+    _, output, errors = run("sweep", path, "--out", path.parent / "out")
+    assert "1 of 1: rtn-w2: done" in errors and "also holds rtn-w4, of which" in output
+
+
+def test_data_that_is_not_there_is_told_before_anything_runs(write_yaml: Callable[[str], Path], run: Run) -> None:
+    path = write_yaml("model: tiny\nvariants:\n  - method: [awq, gptq]\n    calib: [bundled, nothing.jsonl]\n")
+    code, _, errors = run("sweep", path, "--out", path.parent / "out", "--dry-run")
+    assert code == 2 and "nothing.jsonl" in errors and not (path.parent / "out").exists()
+
+
 def test_a_cell_that_fails_is_recorded_and_the_others_go_on(
     write_yaml: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -384,6 +425,20 @@ def test_two_nodes_do_a_sweep_although_a_worker_is_killed(
         assert found and not other, name
     hidden = [one for one in (out / "variants").iterdir() if one.name.startswith(".")]
     assert not hidden, "remains of the killed worker"
+
+
+def test_what_no_node_has_is_one_line(cluster: Any, write_yaml: Callable[[str], Path], small: str, run: Run) -> None:
+    """Ray itself would wait for such a node without a word."""
+    path = write_yaml(small)
+    given = ["sweep", path, "--out", path.parent / "out", "--ray", cluster.address]
+    code, _, errors = run(*given, "--cpus", 3)
+    assert code == 2 and "--cpus 3: the largest node of" in errors and "has 1; ask for fewer" in errors
+    path.write_text("device: cuda\n" + small)
+    code, _, errors = run(*given)
+    assert code == 2 and "a variant wants device cuda; no node has a GPU beside 1 cores" in errors
+    path.write_text("device: cuda:1\n" + small)
+    code, _, errors = run(*given)
+    assert code == 2 and "device: a cluster hands its GPUs out itself; write cuda" in errors
 
 
 def test_a_cluster_that_is_not_there_is_one_line(write_yaml: Callable[[str], Path], small: str, run: Run) -> None:

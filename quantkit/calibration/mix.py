@@ -107,12 +107,18 @@ def build_from(options: CalibrationOptions, folder: Path, progress: Progress | N
     """`build` by the schema's options, and refuse what is in the evaluation set unless that is allowed."""
     access = Access(private_urls=options.private_urls)
     how = MixOptions(access=access, skip_bad=options.skip_bad, cache=None if options.no_cache else options.cache)
-    if not options.allow_overlap:
-        evaluation_set(options.eval_data)  # a name under which there is nothing is told before the work
+    check_sources(options)  # before the work
     mix = build(options.calib, folder, prepare_options(options), how, progress)
     if not options.allow_overlap:
         check_overlap(mix, options.eval_data, options.calib, access)
     return mix
+
+
+def check_sources(options: CalibrationOptions) -> None:
+    """Raise `QuantkitError` for a source, or an evaluation set, under whose name there is nothing; no row is read."""
+    parse_sources(options.calib)
+    if not options.allow_overlap:
+        evaluation_set(options.eval_data)
 
 
 def evaluation_set(eval_data: str) -> Source:

@@ -17,10 +17,10 @@ from quantkit.cli.publish import card, publish
 from quantkit.cli.quantize import awq, bnb, gptq, rtn
 from quantkit.cli.recipe import PASS_ON, recipe, reproduce, run
 from quantkit.cli.serve_check import serve_check
-from quantkit.cli.shared import console, errors, escape
+from quantkit.cli.shared import console, errors, escape, stop_behind
 from quantkit.cli.sweep import sweep
 from quantkit.cli.verify import compare, verify
-from quantkit.errors import QuantkitError
+from quantkit.errors import Faults, QuantkitError
 
 app = typer.Typer(
     name="quantkit",
@@ -77,21 +77,18 @@ def main() -> None:
             _interrupted()
         sys.exit(code or 0)
     except QuantkitError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        for fault in error.faults if isinstance(error, Faults) else (str(error),):
+            errors.print(f"[bold red]error:[/] {escape(fault)}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         _interrupted()
     except Exception as error:  # noqa: BLE001 - typer carries its own copy of click: its errors have no public class
-        if _from_interrupt(error):
+        stop = stop_behind(error)
+        if isinstance(stop, SystemExit):
+            sys.exit(stop.code)
+        if stop is not None:
             _interrupted()
         _click_error(error)
-
-
-def _from_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C lies behind an error: click turns it into its own, and torch may stumble while it unwinds."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _interrupted() -> NoReturn:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.options import with_options
-from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
+from quantkit.cli.shared import check_data, console, default_cache, escape, megabytes, progress, quiet_libraries
 from quantkit.recipe import COMMANDS, RUN, GgufOptions, ImatrixOptions, make_options
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def run_gguf(options: GgufOptions, dry_run: bool) -> None:
         plan = plan_gguf(checkpoint, options)
         if options.budget is not None:
             check_budget(plan, options)
+        if options.solver != "rtn" and options.imatrix is None:
+            check_data(options)
         _print_plan(plan, checkpoint.name, options)
         return
     cache = None if options.no_cache else (options.cache or default_cache())

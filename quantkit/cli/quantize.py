@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from quantkit.cli.options import with_options
-from quantkit.cli.shared import console, default_cache, escape, megabytes, progress, quiet_libraries
+from quantkit.cli.shared import check_data, console, default_cache, escape, megabytes, progress, quiet_libraries
 from quantkit.recipe import COMMANDS, KEPT_BITS, RUN, BnbOptions, QuantizeOptions, make_options
 
 if TYPE_CHECKING:
@@ -76,11 +76,15 @@ def run_bnb(options: BnbOptions, dry_run: bool) -> None:
 def run_quantize(options: QuantizeOptions, dry_run: bool) -> None:
     """`quantkit awq`, `gptq` or `rtn` with its options made."""
     from quantkit.checkpoint import open_checkpoint
+    from quantkit.methods import METHODS
     from quantkit.plan import make_plan
 
     if dry_run:
         checkpoint = open_checkpoint(options.model, options.revision, options.token, verify_checksums=False)
-        _print_plan(make_plan(checkpoint, options), checkpoint.name, options)
+        plan = make_plan(checkpoint, options)
+        if METHODS[options.method].needs_data:
+            check_data(options)
+        _print_plan(plan, checkpoint.name, options)
         return
     with console.status("loading torch and transformers"):
         quiet_libraries()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -14,7 +16,7 @@ from rich.table import Table
 
 from quantkit.cli.gguf import run_gguf, run_imatrix
 from quantkit.cli.quantize import run_bnb, run_quantize
-from quantkit.cli.shared import console, escape, quiet_libraries
+from quantkit.cli.shared import console, errors, escape, quiet_libraries, stop_behind
 from quantkit.cli.verify import GATE_FAILED, measure
 from quantkit.errors import QuantkitError
 
@@ -33,7 +35,8 @@ def run(
 ) -> None:
     """Run a recipe: one YAML file with a method, its options, what is measured afterwards, and the limits.
 
-    Every option of the recipe's method may follow and comes before the file: quantkit run RECIPE --out DIR --bits 3.
+    Every option of the recipe's method may follow and comes before the file: quantkit run RECIPE --out DIR --bits 3;
+    --no-sequential, or --no- before another flag's name, turns off what the file turns on.
     With a section verify or gates the variant is measured at once. Exit code 3: a gate was missed.
     """
     from quantkit.recipe.document import find_recipe, read_recipe
@@ -63,7 +66,15 @@ def run(
     except QuantkitError as error:
         raise found.located(error, typed) from error
     if verify is not None:
-        _measure(options, verify, gates)
+        try:
+            _measure(options, verify, gates)
+        except BaseException as error:
+            if not isinstance(stop_behind(error), KeyboardInterrupt):
+                raise
+            place = options.out.expanduser()
+            words = f"interrupted; {place} is written, and not measured: quantkit verify {options.model} {place}"
+            errors.print(words, markup=False, highlight=False, soft_wrap=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 def execute(method: str, options: Any, dry_run: bool) -> None:
@@ -96,16 +107,24 @@ def _measure(options: Any, verify: Any, gates: list[Any]) -> None:
 
 
 def _typed(method: str, arguments: list[str]) -> tuple[dict[str, Any], bool]:
-    """What was typed of a method's options (or stands in the environment), by field; whether --dry-run was."""
+    """What was typed of a method's options (or stands in the environment), by field; whether --dry-run was.
+
+    A flag that the file may have set is turned off by --no- before its name, also where its command, which has it off
+    anyhow, knows no such form.
+    """
     from quantkit.cli import app
 
     command = typer.main.get_command(app).commands[method]  # type: ignore[attr-defined]
-    context = command.make_context(f"quantkit {method}", list(arguments))
+    flags = {f"--no-{one.opts[0][2:]}": one.name for one in command.params if one.opts and one.default is False}
+    known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+    off = {argument: flags[argument] for argument in arguments if argument in flags and argument not in known}
+    context = command.make_context(f"quantkit {method}", [one for one in arguments if one not in off])
     stated = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in context.params.items()
         if context.get_parameter_source(name).name in ("COMMANDLINE", "ENVIRONMENT")
     }
+    stated |= dict.fromkeys(off.values(), False)
     return stated, bool(stated.pop("dry_run", False))
 
 

@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from quantkit.recipe import CalibrationOptions
 
 console = Console(stderr=False, emoji=False)  # ":train:" in a path or a text stays what it is
 errors = Console(stderr=True, emoji=False)
@@ -19,7 +22,7 @@ def quiet_libraries() -> None:
     """Notes of transformers and bitsandbytes on optional kernels are no news to somebody who quantizes."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("bitsandbytes", "optimum", "torch.utils._pytree"):
+    for name in ("bitsandbytes", "optimum", "torch.utils._pytree", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers
 
@@ -42,6 +45,24 @@ def progress() -> Iterator[Any]:
             bars.update(tasks[key], description=what, completed=done, total=total)
 
         yield report
+
+
+def check_data(options: CalibrationOptions) -> None:
+    """Raise QuantkitError where a named source of a dry run is not there; no row is read."""
+    plain = type(options)(model=options.model)
+    if (options.calib, options.eval_data) != (plain.calib, plain.eval_data):
+        quiet_libraries()
+        from quantkit.calibration.mix import check_sources
+
+        check_sources(options)
+
+
+def stop_behind(error: BaseException | None) -> KeyboardInterrupt | SystemExit | None:
+    """Ctrl-C, or the exit that a signal asked for, behind an error: click turns the former into its own, and torch may
+    stumble over either while it unwinds."""
+    while error is not None and not isinstance(error, (KeyboardInterrupt, SystemExit)):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def megabytes(count: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from quantkit.cli.shared import console, default_cache, errors, escape, megabytes, quiet_libraries
+from quantkit.cli.shared import check_data, console, default_cache, errors, escape, megabytes, quiet_libraries
 from quantkit.cli.verify import GATE_FAILED
 from quantkit.errors import QuantkitError
 
@@ -48,7 +48,7 @@ def sweep(
     Calibration passes are shared, finished variants are kept: run it again to go on after an interruption. Writes
     sweep.html, .csv, .parquet, .tex and plots. Exit code 3: a variant failed, or missed a gate.
     """
-    from quantkit.sweep.plan import read_sweep
+    from quantkit.sweep.plan import data_of, read_sweep
 
     found = read_sweep(file)
     if model is not None:
@@ -66,17 +66,23 @@ def sweep(
     first = found.cells[0].options
     checkpoint = open_checkpoint(found.model, first.revision, first.token, verify_checksums=not dry_run)
     try:
+        for _calib, options in {repr(data_of(cell.options)): cell.options for cell in found.cells}.items():
+            if hasattr(options, "calib"):
+                check_data(options)
         planned = {cell.name: plan_cell(checkpoint, cell) for cell in found.cells}
     except QuantkitError as error:
         raise QuantkitError(f"{file}: {error}") from error
     store = Store(folder, checkpoint.fingerprint())
     todo = [cell for cell in found.cells if not store.finished(found, cell)]
+    made = {cell.name for cell in todo if store.made(found, cell) is not None}
     if dry_run:
-        _print_plan(found, planned, todo, checkpoint, folder)
+        _print_plan(found, planned, todo, made, checkpoint, folder)
         return
-    store.prepare(sum(planned[cell.name].bytes for cell in todo))
+    store.prepare(sum(planned[cell.name].bytes for cell in todo if cell.name not in made))
     if len(todo) < len(found.cells):
         console.print(f"{len(found.cells) - len(todo)} of {len(found.cells)} variants are finished already")
+    if made:
+        console.print(f"{len(made)} of {len(found.cells)} variants are there already, and only measured again")
     with store.held():
         with _interruptible(folder), _bars(len(todo)) as (tell, told):
             if ray is None:
@@ -89,6 +95,12 @@ def sweep(
                 run_on_ray(found, todo, planned, store, default_cache(), told, address=ray, cpus=cpus)
         if not keep_statistics:
             store.drop_statistics()
+        strange = store.others(found)
+        if strange:
+            console.print(
+                f"note: {folder / 'variants'} also holds {', '.join(strange)}, of which {file} says nothing any more",
+                markup=False, highlight=False, soft_wrap=True,
+            )  # fmt: skip
         _finish(found, [_row(found, cell, store) for cell in found.cells], folder)
 
 
@@ -120,6 +132,9 @@ def _bars(total: int) -> Iterator[tuple[Any, Any]]:
 
         def told(cell: Cell, done: Done) -> None:
             bars.advance(cells)
+            if not errors.is_terminal:  # a log has no bars
+                count = int(bars.tasks[cells].completed)
+                errors.print(f"{count} of {total}: {cell.name}: {done.status}", markup=False, highlight=False)
             if done.status == "failed":
                 errors.print(f"[red]failed:[/] {escape(f'{cell.name}: {done.why}')}", highlight=False, soft_wrap=True)
 
@@ -173,7 +188,12 @@ def _finish(found: Sweep, rows: list[SweepRow], folder: Path) -> None:
 
 
 def _print_plan(
-    found: Sweep, planned: dict[str, Planned], todo: list[Cell], checkpoint: Checkpoint, folder: Path
+    found: Sweep,
+    planned: dict[str, Planned],
+    todo: list[Cell],
+    made: set[str],
+    checkpoint: Checkpoint,
+    folder: Path,
 ) -> None:
     from quantkit.sweep.estimate import estimate
 
@@ -181,17 +201,17 @@ def _print_plan(
     for heading in ("variant", "size", "memory", "time", "statistics"):
         table.add_column(heading, justify="left" if heading in ("variant", "statistics") else "right")
     names = {cell.name for cell in todo}
-    foretold = estimate(checkpoint, found, todo, planned)
+    foretold = estimate(checkpoint, found, todo, planned, made)
     for cell in found.cells:
         plan = planned[cell.name]
         memory = "-" if plan.memory is None else megabytes(plan.memory)
         when = f"{foretold.cells[cell.name]:.0f} s" if cell.name in names else "finished"
-        shared = "-" if plan.statistics is None else "its own"
-        if plan.statistics in foretold.passes:
+        shared = "-" if plan.statistics is None or cell.name not in names - made else "its own"
+        if shared != "-" and plan.statistics in foretold.passes:
             shared = f"pass {foretold.passes.index(plan.statistics) + 1}"
         table.add_row(escape(cell.name), megabytes(plan.bytes), memory, when, shared)
     console.print(table)
-    room = sum(planned[cell.name].bytes for cell in todo)
+    room = sum(planned[cell.name].bytes for cell in todo if cell.name not in made)
     console.print(
         f"to do: {len(todo)} variants, calibration passes to share: {len(foretold.passes)}; about {foretold.words}; "
         f"{megabytes(room)} of disk, and {megabytes(foretold.statistics_bytes)} for statistics while it runs",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from quantkit.errors import QuantkitError
+from quantkit.errors import Faults
 from quantkit.recipe.commands import COMMANDS
 from quantkit.recipe.measure import LIMITS, VerifyCommandOptions
 
@@ -117,16 +117,17 @@ def schema() -> dict[str, Any]:
 def check(
     path: Path, model: type[BaseModel], content: Any, lines: Mapping[str, int], method: str, place: str = ""
 ) -> None:
-    """Raise QuantkitError for the first fault, with file, line and the nearest valid name.
+    """Raise Faults: all of them, each with file, line and the nearest valid name.
 
     place: where ``content`` stands in the file, as in ``lines``.
     """
     try:
         model.model_validate(content)
     except ValidationError as error:
-        faults = [(_line(lines, place, one["loc"]), one) for one in error.errors()]
-        line, first = min(faults, key=lambda fault: fault[0])
-        raise QuantkitError(f"{path}:{line}: {_fault(model, first, method)}") from error
+        faults: dict[int, str] = {}  # the first of a line: where a choice of types fails, each of them has its words
+        for one in error.errors():
+            faults.setdefault(_line(lines, place, one["loc"]), _fault(model, one, method))
+        raise Faults([f"{path}:{line}: {faults[line]}" for line in sorted(faults)]) from error
 
 
 def _line(lines: Mapping[str, int], place: str, loc: tuple[Any, ...]) -> int:

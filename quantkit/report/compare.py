@@ -88,7 +88,7 @@ def _entries(reports: Labelled, allow_mixed: bool) -> tuple[list[Entry], str | N
     name, difference = _common_engine(reports)
     difference = _difference(reports) or difference
     if difference is not None and not allow_mixed:
-        raise QuantkitError(f"compare: {difference}; verify them alike, or allow mixed reports")
+        raise QuantkitError(f"compare: {difference}; verify them alike, or say --allow-mixed")
     entries = []
     for label, report in reports:
         engines = figures.ran(report)

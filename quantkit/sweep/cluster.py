@@ -37,15 +37,19 @@ def run_on_ray(
 
     cpus: that each task takes. Raises QuantkitError where Ray is not installed or not to be reached.
     """
+    if any(_on_one_gpu(options.device) for options in (sweep.verify, *(cell.options for cell in cells))):
+        raise QuantkitError(f"{sweep.path}: device: a cluster hands its GPUs out itself; write cuda, without a number")
     ray = _connect(address)
     try:
         gpus = {cell.name: int(_on_gpu(cell.options) or _on_gpu(sweep.verify)) for cell in cells}
+        _check_room(ray, address, cpus, max(gpus.values(), default=0))
+        unmade = [cell for cell in cells if store.made(sweep, cell) is None]
         settings = {"num_cpus": cpus, "max_retries": TRIES, "retry_exceptions": False}
         passes = {
             key: ray.remote(_gather).options(**settings, num_gpus=gpus[cell.name], name=f"statistics {key}").remote(
                 cell, store.statistics(key), cache
             )
-            for key, cell in shared_statistics(cells, planned).items()
+            for key, cell in shared_statistics(unmade, planned).items()
         }  # fmt: skip
         waiting = {}
         for cell in cells:
@@ -69,6 +73,10 @@ def _on_gpu(options: Any) -> bool:
     return str(options.device).startswith("cuda")
 
 
+def _on_one_gpu(device: str) -> bool:
+    return str(device).startswith("cuda:")
+
+
 def _connect(address: str) -> Any:
     try:
         import ray
@@ -82,6 +90,16 @@ def _connect(address: str) -> Any:
         why = " ".join(str(error).split())[:200]
         raise QuantkitError(f"--ray {address}: no cluster to be reached ({why})") from error
     return ray
+
+
+def _check_room(ray: Any, address: str, cpus: float, gpus: int) -> None:
+    """Raise QuantkitError where no node has what a task takes: Ray would wait for one without a word."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if cpus > most:
+        raise QuantkitError(f"--cpus {cpus:g}: the largest node of {address} has {most:g}; ask for fewer")
+    if gpus and not any(node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= cpus for node in nodes):
+        raise QuantkitError(f"--ray {address}: a variant wants device cuda; no node has a GPU beside {cpus:g} cores")
 
 
 def _check_reached(address: str) -> None:
@@ -112,7 +130,7 @@ def _result(ray: Any, reference: Any, sweep: Sweep, cell: Cell, store: Store) ->
         done: Done = ray.get(reference)
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        done = Done(store.key(sweep, cell), "failed", lines[-1][:300] if lines else type(error).__name__)
+        done = Done(*store.keys(sweep, cell), "failed", lines[-1][:300] if lines else type(error).__name__)
         store.write(cell, done)
     return done
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantkit.checkpoint import Checkpoint
@@ -33,16 +33,26 @@ class Foretold:
         return f"{words(self.seconds)} ({words(low)} to {words(high)}) one after the other, on two cores of a server"
 
 
-def estimate(checkpoint: Checkpoint, sweep: Sweep, cells: Sequence[Cell], planned: Mapping[str, Planned]) -> Foretold:
-    """Time and disk of ``cells``. A pass of verification is reckoned as one of calibration over as many items."""
+def estimate(
+    checkpoint: Checkpoint,
+    sweep: Sweep,
+    cells: Sequence[Cell],
+    planned: Mapping[str, Planned],
+    made: Collection[str] = (),
+) -> Foretold:
+    """Time and disk of ``cells``; those in ``made`` are only measured. A pass of verification is reckoned as one of
+    calibration over as many items."""
     model_map = source_map(checkpoint)
     weights = sum(out * inputs for out, inputs in model_map.linears().values())
     parameters = checkpoint.num_parameters()
     measured = 0 if sweep.verify.quick else sweep.verify.samples or HELD_OUT
     verify = _pass(parameters, measured)
-    shared = shared_statistics(cells, planned)
+    shared = shared_statistics([cell for cell in cells if cell.name not in made], planned)
     seconds = {}
     for cell in cells:
+        if cell.name in made:
+            seconds[cell.name] = verify
+            continue
         looks_at_data = planned[cell.name].statistics is not None
         own = looks_at_data and planned[cell.name].statistics not in shared
         search = estimated_seconds(parameters, weights if looks_at_data else 0, 0) - REST

@@ -37,11 +37,11 @@ def run_local(
     """Do ``cells``; ``told`` hears of each as it is finished. An interrupted run keeps the cells it has finished.
 
     A pass that fails is a fault of the cells that need it; the others go on."""
-    shared = shared_statistics(cells, planned)
+    shared = shared_statistics([cell for cell in cells if store.made(sweep, cell) is None], planned)
     gathered: dict[str, str | None] = {}
     for cell in cells:
         key = planned[cell.name].statistics
-        if key is None or key not in shared:
+        if key is None or key not in shared or store.made(sweep, cell) is not None:
             told(cell, run_cell(sweep, cell, store, None, cache, progress))
             continue
         if key not in gathered:
@@ -50,7 +50,7 @@ def run_local(
         if why is None:
             told(cell, run_cell(sweep, cell, store, store.statistics(key), cache, progress))
         else:
-            done = Done(store.key(sweep, cell), "failed", why)
+            done = Done(*store.keys(sweep, cell), "failed", why)
             store.write(cell, done)
             told(cell, done)
 

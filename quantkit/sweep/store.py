@@ -6,7 +6,8 @@
     passes.json             seconds of each pass of statistics, by key
     sweep.html, .csv, ...   the result
 
-A cell is finished if its record says so under the same key: recipe, source, measurement and version of quantkit.
+A cell is finished if its record says so under the same keys: one of the variant (recipe, source, data, version of
+quantkit), one of the measurement. Where only the latter has changed, the variant is kept and measured again.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ MARK = "quantkit sweep"
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a cell. seconds: by phase; peak_bytes: of the process, None where nobody can tell."""
+    """What became of a cell. variant, measured: `Store.keys`; seconds: by phase; peak_bytes: of the process, None where
+    nobody can tell."""
 
-    key: str
+    variant: str
+    measured: str
     status: str  # "done" or "failed"
     why: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -91,13 +94,14 @@ class Store:
         """The folder of statistics."""
         return self.folder / "statistics" / key
 
-    def key(self, sweep: Sweep, cell: Cell) -> str:
-        """What a finished cell is known by."""
+    def keys(self, sweep: Sweep, cell: Cell) -> tuple[str, str]:
+        """What a finished cell is known by: of the variant, of the measurement."""
         verify = sweep.verify.provenance() | {"engine": sweep.verify.engine}
         data = {name: _identity(value) for name, value in data_of(cell.options).items()}
-        measured = _identity(sweep.verify.data)
-        parts = [quantkit.__version__, self._source, recorded(cell.options), data, verify, measured, sweep.gates]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        return (
+            _digest(quantkit.__version__, self._source, recorded(cell.options), data),
+            _digest(quantkit.__version__, verify, _identity(sweep.verify.data), sweep.gates),
+        )
 
     def record(self, cell: Cell) -> Done | None:
         """What became of a cell; None where nothing is known, or what is recorded cannot be read."""
@@ -109,9 +113,22 @@ class Store:
 
     def finished(self, sweep: Sweep, cell: Cell) -> bool:
         """Whether a cell need not be done again."""
+        known = self.made(sweep, cell)
+        reported = (self.variant(cell) / "report.json").is_file()
+        return known is not None and reported and known.measured == self.keys(sweep, cell)[1]
+
+    def made(self, sweep: Sweep, cell: Cell) -> Done | None:
+        """The record of a cell whose variant need not be made again, whatever it was measured by; else None."""
         known = self.record(cell)
-        complete = (self.variant(cell) / "quantkit.json").is_file() and (self.variant(cell) / "report.json").is_file()
-        return known is not None and known.status == "done" and complete and known.key == self.key(sweep, cell)
+        there = (self.variant(cell) / "quantkit.json").is_file()
+        same = known is not None and known.status == "done" and known.variant == self.keys(sweep, cell)[0]
+        return known if same and there else None
+
+    def others(self, sweep: Sweep) -> list[str]:
+        """Names of variants in the folder that the sweep no longer has."""
+        names = {cell.name for cell in sweep.cells}
+        places = sorted((self.folder / "variants").iterdir())
+        return [place.name for place in places if place.name not in names and not place.name.startswith(".")]
 
     def write(self, cell: Cell, done: Done) -> None:
         """Record what became of a cell."""
@@ -132,6 +149,10 @@ class Store:
     def drop_statistics(self) -> None:
         """Remove the statistics that cells shared."""
         shutil.rmtree(self.folder / "statistics", ignore_errors=True)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _identity(source: Any) -> Any:
@@ -162,4 +183,4 @@ def statistics_key(cell: Cell, dtype: str | None) -> str | None:
         for one in fields(CalibrationOptions)
         if not one.metadata.get("place") or one.name == "model"
     }
-    return hashlib.sha256(json.dumps([dtype, decides], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return _digest(dtype, decides)

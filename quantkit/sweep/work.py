@@ -89,25 +89,34 @@ def gather_statistics(cell: Cell, folder: Path, cache: Path | None, progress: Pr
 def run_cell(
     sweep: Sweep, cell: Cell, store: Store, statistics: Path | None, cache: Path | None, progress: Progress
 ) -> Done:
-    """Quantize, verify, report, record. An error that a user can mend is the cell's own, and goes into its record."""
-    key = store.key(sweep, cell)
-    seconds: dict[str, float] = {}
+    """Quantize, verify, report, record; a variant that is there already, only measured otherwise, is not made again.
+
+    An error that a user can mend is the cell's own, and goes into its record.
+    """
+    keys = store.keys(sweep, cell)
+    before = store.made(sweep, cell)
+    seconds = dict(before.seconds) if before is not None else {}
     clear = _clear_peak()
     try:
-        options = replace(cell.options, out=store.variant(cell), overwrite=True)
-        if hasattr(options, "cache"):
-            options = replace(options, cache=_cache(cell, cache))
-        if statistics is not None:
-            options = replace(options, stats=statistics)
-        seconds |= _quantize(options, progress)
+        if before is None:
+            seconds |= _quantize(_placed(cell, store, statistics, cache), progress)
         started = time.perf_counter()
         verdict = _verify(sweep, cell, store.variant(cell), cache, progress)
         seconds["verify"] = time.perf_counter() - started
-        done = Done(key, "done", None if verdict != "fail" else "verdict: fail", _rounded(seconds), _peak(clear))
+        why = "verdict: fail" if verdict == "fail" else None
+        done = Done(*keys, "done", why, _rounded(seconds), _highest(_peak(clear), before))
     except (QuantkitError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: torch's own, out of memory too
-        done = Done(key, "failed", failure(error), _rounded(seconds), _peak(clear))
+        done = Done(*keys, "failed", failure(error), _rounded(seconds), _peak(clear))
     store.write(cell, done)
     return done
+
+
+def _placed(cell: Cell, store: Store, statistics: Path | None, cache: Path | None) -> Any:
+    """A cell's options with the places that are the sweep's."""
+    options = replace(cell.options, out=store.variant(cell), overwrite=True)
+    if hasattr(options, "cache"):
+        options = replace(options, cache=_cache(cell, cache))
+    return options if statistics is None else replace(options, stats=statistics)
 
 
 def failure(error: Exception) -> str:
@@ -159,6 +168,11 @@ def _clear_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def _highest(peak: int | None, before: Done | None) -> int | None:
+    found = [one for one in (peak, before.peak_bytes if before is not None else None) if one is not None]
+    return max(found, default=None)
 
 
 def _peak(cleared: bool) -> int | None:

@@ -51,22 +51,32 @@ def _head(sweep: Sweep, title: str) -> Markup:
     return tag("header", over, tag("h1", tag("bdi", title)), sub, class_="top")
 
 
+def _as_good(known: Sequence[SweepRow], best: SweepRow, metric: Metric) -> str | None:
+    """How many others the items measured cannot tell from the best: their figures lie within its interval."""
+    ends = metric.of(best)
+    if ends is None:
+        return None
+    values = [found.value for row in known if row is not best and (found := metric.of(row)) is not None]
+    count = sum(ends.low <= value <= ends.high for value in values)
+    return f", and {count} within its interval" if count else None
+
+
 def _tiles(sweep: Sweep) -> Markup | None:
-    """The ends of the front, and what is best by each headline figure."""
+    """The ends of the front, and what is best by each headline figure, with how many are as good."""
     tiles = []
     for metric in (*sweep.metrics[:1], *(one for one in sweep.metrics[1:] if one is ACCURACY)):
         known = [s.row for s in sweep.done if metric.of(s.row) is not None]
         best = min(known, key=lambda row, metric=metric: _cost(row, metric))  # type: ignore[misc]
         found = metric.of(best)
         name = f"least {metric.heading}" if metric.less else f"best {metric.heading}"
-        tiles.append((name, metric.shown(found.value if found else None), best))
+        tiles.append((name, metric.shown(found.value if found else None), best, _as_good(known, best, metric)))
     sized = [setting.row for setting in sweep.done if setting.row.bytes]
     if sized:
         least = min(sized, key=lambda row: row.bytes or 0)
-        tiles.append(("smallest", size(least.bytes), least))
+        tiles.append(("smallest", size(least.bytes), least, None))
     shown = [
-        tag("div", tag("dt", name), tag("dd", value, tag("small", tag("bdi", clean(row.name)))))
-        for name, value, row in tiles
+        tag("div", tag("dt", name), tag("dd", value, tag("small", tag("bdi", clean(row.name)), others)))
+        for name, value, row, others in tiles
     ]
     if not shown:
         return None

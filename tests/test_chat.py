@@ -422,17 +422,29 @@ def test_each_of_two_has_its_own_history(piped: Run, random_checkpoint: Path, mo
 # ---- the chat -------------------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_line_does_not_end_a_chat(piped: Run, tmp_path: Path) -> None:
+def test_a_wrong_line_does_not_end_a_chat(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     lines = (
         f"/image {tmp_path / 'gone.png'}\n/image {tmp_path / 'text.png'}\n/image\n/frobnicate\n/help\n\n"
         f'/image "{DIGIT}"\n{ASKED}\n/quit\nWhat is 5?\n'
     )
-    code, out, err = piped(lines, "tiny", "--device", "cpu")
-    assert (code, out) == (2, "The digit is 5.\n")  # something failed that nobody saw
+    monkeypatch.setattr("sys.stdin", _Terminal(lines))
+    code, out, err = run("chat", "tiny", "--device", "cpu")
+    assert (code, out) == (0, "The digit is 5.\n")
     for words in ("gone.png' does not exist", "text.png' cannot be decoded", "/image needs a file", "/frobnicate: no"):
         assert f"{words}" in err, words
     assert err.count("error: ") == 4 and "/reset" in err and "Traceback" not in err
+
+
+def test_a_picture_that_is_not_there_ends_a_chat_of_a_file(piped: Run) -> None:
+    """Nobody sits before it, and what follows would be asked without the picture."""
+    code, out, err = piped(f"/frobnicate\n/image gone.png\n{ASKED}\n", "tiny", "--device", "cpu")
+    assert (code, out) == (2, "") and err.count("error: ") == 2 and "gone.png' does not exist" in err
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 class _Typing(io.StringIO):

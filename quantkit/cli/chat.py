@@ -179,6 +179,8 @@ class _Loop:
             except QuantkitError as error:
                 self.failed = True
                 errors.print(f"[bold red]error:[/] {escape(_clean(str(error)))}", highlight=False, soft_wrap=True)
+                if not self.typed and line.startswith(("/image", "/video")):
+                    break  # the questions after it would be asked without the picture
         return self.failed and not self.typed
 
     def _read(self) -> str | None:

@@ -334,12 +334,24 @@ def test_a_card_of_gguf_files(gguf_folder: Path) -> None:
     assert found["library_name"] == "gguf" and found["tags"][-2:] == ["llama.cpp", "gguf"]
     for line in (
         "llama-server -m tiny-GGUF/tiny-Q4_K_M.gguf --mmproj tiny-GGUF/mmproj-tiny-F16.gguf --port 8080 -c 8192",
-        "llama-mtmd-cli -m tiny-GGUF/tiny-Q4_K_M.gguf --mmproj tiny-GGUF/mmproj-tiny-F16.gguf --image page.png",
+        "llama-cli -m tiny-GGUF/tiny-Q4_K_M.gguf --mmproj tiny-GGUF/mmproj-tiny-F16.gguf --image page.png",
         "ollama create tiny-gguf -f tiny-GGUF/Modelfile",
         "hf download someone/tiny-GGUF --local-dir tiny-GGUF",
     ):
         assert line in card, line
     assert "Memory at 4096 positions" in card and "This repository holds GGUF files" in card
+
+
+def test_llama_cpp_is_asked_without_thinking(gguf_folder: Path) -> None:
+    """As serve-check asks: llama.cpp turns thinking on where the chat template knows it, whatever its default."""
+    from quantkit.serve.requests import REQUESTS
+
+    words = [shlex.split(block) for block in blocks(render(gather(gguf_folder), "en"), "bash")]
+    (curl,) = (found for found in words if found[0] == "curl")
+    (cli,) = (found for found in words if found[0] == "llama-cli")
+    name = "chat_template_kwargs"
+    assert json.loads(curl[-1])[name] == REQUESTS[0].body("m")[name] == {"enable_thinking": False}
+    assert cli[-3:] == ["--single-turn", "--reasoning", "off"]
 
 
 def test_a_server_check_of_one_gguf_file(gguf_folder: Path, tmp_path: Path) -> None:

@@ -156,7 +156,10 @@ TEXTS = {
     "sglang_intro": "需要 2026 年 5 月或更新的 SGLang（模型支持由合并请求 24855 加入）：",
     "llamacpp_intro": "需要 llama.cpp b9049 或更新版本。16x 还是 4x 由视觉文件决定；每张图片最多切九片。",
     "llamacpp_server": "与 OpenAI 接口兼容的服务：",
-    "llamacpp_cli": "在命令行中提一个问题：",
+    "llamacpp_thinking": "只要聊天模板支持思考，llama.cpp 就会开启；上面的请求将其关闭。去掉 `chat_template_kwargs` "
+    "后，思考内容在答案之前以 `reasoning_content` 给出。",
+    "llamacpp_cli": "在命令行中提一个问题，不思考：",
+    "llamacpp_mtmd": "`llama-mtmd-cli` 写的是普通 ChatML，而不是本模型的聊天模板；加上 `--jinja` 则总是思考。",
     "llamacpp_pictures": "对于过宽或过高的图片，llama.cpp 用黑边补齐，而模型自身的处理器则进行拉伸；正方形图片两者"
     "一致。",
     "ollama_intro": "需要 Ollama 0.30 或更新版本，配合本仓库的 Modelfile（文件、提示模板、停止符）：",

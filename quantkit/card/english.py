@@ -161,7 +161,11 @@ TEXTS = {
     "llamacpp_intro": "llama.cpp b9049 or newer. The vision file decides between 16x and 4x; at most nine slices "
     "are cut of a picture.",
     "llamacpp_server": "A server with an OpenAI-compatible interface:",
-    "llamacpp_cli": "One question at the command line:",
+    "llamacpp_thinking": "llama.cpp turns thinking on where the chat template can do it; the request turns it off. "
+    "Without `chat_template_kwargs` the thoughts come as `reasoning_content`, before the answer.",
+    "llamacpp_cli": "One question at the command line, without thinking:",
+    "llamacpp_mtmd": "`llama-mtmd-cli` writes plain ChatML, not this model's chat template; with `--jinja` it always "
+    "thinks.",
     "llamacpp_pictures": "llama.cpp pads wide and tall pictures with bars where the model's own processor "
     "stretches them; square pictures agree.",
     "ollama_intro": "Ollama 0.30 or newer, with the Modelfile of this repository (files, prompt, stops):",

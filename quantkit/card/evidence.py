@@ -20,7 +20,7 @@ RUNTIMES = "runtimes.json"  # of a folder; of one GGUF file NAME.runtimes.json
 FORMAT = 1
 # what a card has a line for, in its order
 KNOWN = (
-    "transformers", "transformers-serve", "vllm", "sglang", "llama-server", "llama-mtmd-cli", "ollama",
+    "transformers", "transformers-serve", "vllm", "sglang", "llama-server", "llama-cli", "ollama",
     "ios", "android", "harmonyos", "llama-factory", "swift",
 )  # fmt: skip
 # verify's engine `llama.cpp` is llama.cpp's own server, started through a Python package

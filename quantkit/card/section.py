@@ -21,7 +21,7 @@ PICTURE: Media = ("image_url", "https://example.com/page.png")
 CLIP: Media = ("video_url", "https://example.com/clip.mp4")
 TITLES = {
     "transformers": "Transformers", "transformers-serve": "transformers serve", "vllm": "vLLM", "sglang": "SGLang",
-    "llama-server": "llama.cpp: llama-server", "llama-mtmd-cli": "llama.cpp: llama-mtmd-cli", "ollama": "Ollama",
+    "llama-server": "llama.cpp: llama-server", "llama-cli": "llama.cpp: llama-cli", "ollama": "Ollama",
     "llama-factory": "LLaMA-Factory", "swift": "ms-swift",
 }  # fmt: skip
 

@@ -21,18 +21,21 @@ def gguf_sections(facts: Facts, t: Texts) -> list[tuple[str, str]]:
     server = ["llama-server", "-m", model, *(["--mmproj", vision] if vision else []), "--port", "8080", "-c", "8192"]
     found = [(title("llama-server", t), [state(facts, "llama-server", t), *first, t("llamacpp_intro"),
                                         t("llamacpp_server"), fence("bash", shlex.join(server)),
-                                        fence("bash", _asked(facts, t)), t("llamacpp_pictures")])]  # fmt: skip
-    cli = ["llama-mtmd-cli", "-m", model, *(["--mmproj", vision] if vision else [])]
-    cli += ["--image", "page.png", "-p", t("question")]
-    found.append((title("llama-mtmd-cli", t), [state(facts, "llama-mtmd-cli", t), t("llamacpp_cli"),
-                                              fence("bash", shlex.join(cli))]))  # fmt: skip
+                                        fence("bash", _asked(facts, t)), t("llamacpp_thinking"),
+                                        t("llamacpp_pictures")])]  # fmt: skip
+    cli = ["llama-cli", "-m", model, *(["--mmproj", vision] if vision else [])]
+    cli += ["--image", "page.png", "-p", t("question"), "--single-turn", "--reasoning", "off"]
+    found.append((title("llama-cli", t), [state(facts, "llama-cli", t), t("llamacpp_cli"),
+                                         fence("bash", shlex.join(cli)), t("llamacpp_mtmd")]))  # fmt: skip
     found.append((title("ollama", t), [state(facts, "ollama", t), *_ollama(facts, t)]))
     found.append((t("phones"), _phones(facts, t)))
     return [(heading, "\n\n".join(parts)) for heading, parts in found]
 
 
 def _asked(facts: Facts, t: Texts) -> str:
-    return request(facts.name, t("question"), 8080, max_tokens=256)
+    """With thinking off, as `serve-check` asks: a template's own default is off too, which llama.cpp turns on."""
+    thinking = {"enable_thinking": False}
+    return request(facts.name, t("question"), 8080, max_tokens=256, chat_template_kwargs=thinking)
 
 
 def _files(facts: Facts) -> tuple[str, str | None]:

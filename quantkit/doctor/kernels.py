@@ -110,7 +110,7 @@ def _libraries(packages: Packages) -> set[str]:
 
 def _gguf(packages: Packages, answers: dict[str, Answer]) -> Row:
     here = ["xllamacpp"] if packages.version("xllamacpp") else []
-    here += [name for name in ("llama-server", "llama-mtmd-cli", "ollama") if answers[name].path]
+    here += [name for name in ("llama-server", "llama-cli", "llama-mtmd-cli", "ollama") if answers[name].path]
     if not here:
         said = "nothing here runs them; verify FILE.gguf wants xllamacpp, or --url of a llama-server"
         return Row("GGUF", "none", said, packages.install("xllamacpp"))

@@ -13,6 +13,7 @@ from quantkit.doctor.rows import Row, tidy
 
 PROGRAMS = {
     "llama-server": ("llama-server", "--version"),
+    "llama-cli": ("llama-cli", "--version"),
     "llama-mtmd-cli": ("llama-mtmd-cli", "--version"),
     "llama-quantize": ("llama-quantize",),  # knows no --version
     "ollama": ("ollama", "--version"),

@@ -53,6 +53,8 @@ STAND_IN = """#!{python}
 import base64, http.server, json, os, subprocess, sys, time, urllib.request
 if sys.argv[1] == "-c":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+if sys.argv[1] == "--list-devices":
+    sys.exit(print("Available devices:\\n  {devices}"))
 replies, child = json.loads({replies!r}), subprocess.Popen(["sleep", "300"])
 with open({note!r}, "w") as note:
     json.dump({{"arguments": sys.argv[1:], "child": child.pid, "offline": os.environ["HF_HUB_OFFLINE"]}}, note)
@@ -118,10 +120,11 @@ def caller_gguf(caller: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("caller-gguf") / "caller-GGUF", model=str(caller), type=("Q8_0",))
 
 
-def stand_in(folder: Path, replies: dict[str, Any], first: str = "") -> Path:
+def stand_in(folder: Path, replies: dict[str, Any], first: str = "", devices: str = "(none)") -> Path:
     note = str(folder / "note.json")
     path = folder / "stand-in"
-    text = STAND_IN.format(python=sys.executable, replies=json.dumps(replies), note=note, first=first)
+    known = {"python": sys.executable, "replies": json.dumps(replies), "note": note, "first": first}
+    text = STAND_IN.format(**known, devices=devices)
     path.write_text(text)
     path.chmod(0o755)
     return path
@@ -282,6 +285,31 @@ def test_the_program_llama_server(
     ):  # fmt: skip
         assert given[given.index(option) + 1] == str(value)
     assert given[-1] == "--verbose"
+
+
+@serving
+@pytest.mark.parametrize("devices", ["(none)", "Vulkan0: llvmpipe (15971 MiB, 15971 MiB free)"])
+def test_llama_server_without_a_gpu_is_no_run_on_cuda(
+    run: Command, caller: Path, caller_gguf: Path, tmp_path: Path, devices: str
+) -> None:
+    """llama.cpp itself would go on, on the CPU."""
+    binary, out = stand_in(tmp_path, {}, devices=devices), tmp_path / "record.json"
+    arguments = ("--runtime", "llama-server", "--reference", caller, "--device", "cuda", "--binary", binary)
+    found = devices.partition(":")[0] if ":" in devices else "the CPU alone"
+    refused(run("serve-check", caller_gguf, *arguments, "--out", out), "has no CUDA device here", found, "--device")
+    assert not out.exists() and not (tmp_path / "note.json").exists()
+
+
+@serving
+def test_llama_server_on_cuda(run: Command, caller: Path, caller_gguf: Path, tmp_path: Path) -> None:
+    replies: dict[str, Any] = {name: {"content": ANSWERS["text"]} for name in BY_NAME}
+    binary = stand_in(tmp_path, replies, devices="CUDA0: NVIDIA H100 80GB HBM3 (81089 MiB, 80550 MiB free)")
+    out = tmp_path / "record.json"
+    arguments = ("--runtime", "llama-server", "--reference", caller, "--device", "cuda", "--binary", binary)
+    code, shown, err = run("serve-check", caller_gguf, *arguments, "--out", out)
+    assert code == 3, shown + err  # the stand-in sees no pictures
+    assert statuses(out)["text"] == PASSED and json.loads(out.read_text())["runs"][0]["device"] == "cuda"
+    assert "--n-gpu-layers" not in noted(tmp_path)["arguments"]
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:

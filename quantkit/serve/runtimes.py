@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import secrets
 import shutil
 import subprocess
@@ -157,6 +158,8 @@ def llama_server(launch: Launch) -> Iterator[Running]:
 
 @contextmanager
 def _program(launch: Launch, binary: Path) -> Iterator[Running]:
+    if launch.device == "cuda":
+        _check_cuda(str(binary), _devices(binary))
     port = process.free_port()
     command = [
         *(str(binary), "--model", str(launch.model), "--host", "127.0.0.1", "--port", str(port)),
@@ -202,6 +205,8 @@ def _in_library(launch: Launch) -> Iterator[Running]:
                 )
             if "address" not in said:
                 raise QuantkitError(f"{launch.model.name}: llama.cpp cannot load it; {server.words()}")
+            if launch.device == "cuda":
+                _check_cuda("xllamacpp", said.get("devices", []))
             bearer = {"Authorization": f"Bearer {key}"}
             build = str(_json(f"{said['address']}/props", bearer).get("build_info", "unknown"))
             if build.endswith("unknown"):  # a wheel is built outside the repository
@@ -210,6 +215,22 @@ def _in_library(launch: Launch) -> Iterator[Running]:
             yield Running(server, said["address"], launch.name, build, key, note)
     finally:
         answers.unlink(missing_ok=True)
+
+
+def _devices(binary: Path) -> list[str]:
+    """What llama.cpp calls the devices that a program of it can use, such as CUDA0; the CPU is none of them."""
+    try:
+        done = subprocess.run([str(binary), "--list-devices"], capture_output=True, text=True, timeout=120, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotRun(f"llama-server: {binary} --list-devices does not answer; see --binary") from error
+    return re.findall(r"^\s+(\w+): ", done.stdout, re.MULTILINE)
+
+
+def _check_cuda(what: str, devices: list[str]) -> None:
+    """llama.cpp takes the CPU where there is no GPU, and warns in its log alone; the record would then be false."""
+    if not any(re.fullmatch(r"(CUDA|ROCm)\d+", name) for name in devices):
+        found = ", ".join(devices) or "the CPU alone"
+        raise NotRun(f"llama-server: {what} has no CUDA device here ({found}); leave --device out, or see --binary")
 
 
 RUNTIMES: dict[str, Callable[[Launch], AbstractContextManager[Running]]] = {

@@ -46,7 +46,8 @@ def start(settings: dict) -> tuple:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
         return {"failed": str(error)}, None
-    return {"address": server.listening_address, "version": xllamacpp.__version__}, server
+    devices = [device["name"] for device in xllamacpp.get_device_info()]
+    return {"address": server.listening_address, "version": xllamacpp.__version__, "devices": devices}, server
 
 
 if __name__ == "__main__":

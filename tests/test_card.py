@@ -354,6 +354,16 @@ def test_llama_cpp_is_asked_without_thinking(gguf_folder: Path) -> None:
     assert cli[-3:] == ["--single-turn", "--reasoning", "off"]
 
 
+@pytest.mark.parametrize("language", BOTH)
+def test_files_without_eyes_are_shown_no_picture(gguf_folder: Path, tmp_path: Path, language: Any) -> None:
+    """llama.cpp refuses a picture where there is no vision file."""
+    shutil.copytree(gguf_folder, tmp_path / "blind", ignore=shutil.ignore_patterns("mmproj*"))
+    card = render(gather(tmp_path / "blind"), language)
+    shown = "".join(block for block in blocks(card, "bash") if re.search("llama-|curl|ollama", block))
+    assert "llama-cli -m blind/tiny-Q4_K_M.gguf -p" in shown and "ollama run blind" in shown
+    assert "page.png" not in shown and "image" not in shown and "mmproj" not in shown
+
+
 def test_a_server_check_of_one_gguf_file(gguf_folder: Path, tmp_path: Path) -> None:
     """serve-check names its record after the file; its fingerprint is verify's, of the text and the vision file."""
     from quantkit.verify.reference import target_fingerprint

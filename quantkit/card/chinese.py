@@ -124,6 +124,7 @@ TEXTS = {
     "的 AWQ 版本：",
     "is_not_gguf": "本仓库存放的是 safetensors。同一模型的 GGUF 文件可这样制作：",
     "question": "上面写了什么？",
+    "question_text": "“圆环”用英语怎么说？",
     "question_two": "两张图片之间有什么变化？",
     "question_video": "这段视频里发生了什么？",
     "transformers_install": "需要 Transformers 5.7 或更新版本，以及读取这些权重所需的软件包：",

@@ -127,6 +127,7 @@ TEXTS = {
     "runtime take {base} or make an AWQ variant of it:",
     "is_not_gguf": "This repository holds safetensors. GGUF files of the same model are made with",
     "question": "What does it say?",
+    "question_text": "How do you say circle in Chinese?",
     "question_two": "What has changed between the two pictures?",
     "question_video": "What happens in this clip?",
     "transformers_install": "Transformers 5.7 or newer, and what reads these weights:",

@@ -65,10 +65,10 @@ def source_name(facts: Facts) -> str:
     return facts.base.repo or facts.base.name
 
 
-def request(target: str, question: str, port: int, media: Media = PICTURE, **more: Any) -> str:
-    """A request with one picture or clip, for curl."""
-    kind, address = media
-    asked = [{"type": kind, kind: {"url": address}}, {"type": "text", "text": question}]
+def request(target: str, question: str, port: int, media: Media | None = PICTURE, **more: Any) -> str:
+    """A request with one picture or clip, or with text alone, for curl."""
+    shown_first = [{"type": media[0], media[0]: {"url": media[1]}}] if media else []
+    asked = [*shown_first, {"type": "text", "text": question}]
     body = {"model": target, "messages": [{"role": "user", "content": asked}], **more}
     lines = [f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in body.items()]
     shown = shlex.quote("{\n" + ",\n".join(lines) + "\n}")

@@ -6,7 +6,7 @@ import shlex
 
 from quantkit.card.facts import Facts
 from quantkit.card.markup import code, fence, table, text
-from quantkit.card.section import request, said, source_name, state, title
+from quantkit.card.section import PICTURE, request, said, source_name, state, title
 from quantkit.card.texts import Texts
 from quantkit.report.figures import size
 
@@ -17,25 +17,27 @@ _GENERATED = "GGUF"
 def gguf_sections(facts: Facts, t: Texts) -> list[tuple[str, str]]:
     """Heading and Markdown of llama.cpp's, Ollama's and the phones' sections."""
     model, vision = _files(facts)
-    first = _first(facts, t)
+    first, question = _first(facts, t), t("question" if vision else "question_text")
     server = ["llama-server", "-m", model, *(["--mmproj", vision] if vision else []), "--port", "8080", "-c", "8192"]
     found = [(title("llama-server", t), [state(facts, "llama-server", t), *first, t("llamacpp_intro"),
                                         t("llamacpp_server"), fence("bash", shlex.join(server)),
-                                        fence("bash", _asked(facts, t)), t("llamacpp_thinking"),
-                                        t("llamacpp_pictures")])]  # fmt: skip
+                                        fence("bash", _asked(facts, question, vision)), t("llamacpp_thinking"),
+                                        *([t("llamacpp_pictures")] if vision else [])])]  # fmt: skip
     cli = ["llama-cli", "-m", model, *(["--mmproj", vision] if vision else [])]
-    cli += ["--image", "page.png", "-p", t("question"), "--single-turn", "--reasoning", "off"]
+    cli += [*(["--image", "page.png"] if vision else []), "-p", question, "--single-turn", "--reasoning", "off"]
     found.append((title("llama-cli", t), [state(facts, "llama-cli", t), t("llamacpp_cli"),
                                          fence("bash", shlex.join(cli)), t("llamacpp_mtmd")]))  # fmt: skip
-    found.append((title("ollama", t), [state(facts, "ollama", t), *_ollama(facts, t)]))
+    asked = f"{question} ./page.png" if vision else question
+    found.append((title("ollama", t), [state(facts, "ollama", t), *_ollama(facts, asked, t)]))
     found.append((t("phones"), _phones(facts, t)))
     return [(heading, "\n\n".join(parts)) for heading, parts in found]
 
 
-def _asked(facts: Facts, t: Texts) -> str:
-    """With thinking off, as `serve-check` asks: a template's own default is off too, which llama.cpp turns on."""
+def _asked(facts: Facts, question: str, vision: str | None) -> str:
+    """With thinking off, as `serve-check` asks: llama.cpp turns it on, whatever the chat template's own default."""
     thinking = {"enable_thinking": False}
-    return request(facts.name, t("question"), 8080, max_tokens=256, chat_template_kwargs=thinking)
+    media = PICTURE if vision else None
+    return request(facts.name, question, 8080, media, max_tokens=256, chat_template_kwargs=thinking)
 
 
 def _files(facts: Facts) -> tuple[str, str | None]:
@@ -58,13 +60,13 @@ def _first(facts: Facts, t: Texts) -> list[str]:
     return [fence("bash", shlex.join(["hf", "download", facts.repo, "--local-dir", facts.name]))]
 
 
-def _ollama(facts: Facts, t: Texts) -> list[str]:
+def _ollama(facts: Facts, asked: str, t: Texts) -> list[str]:
     modelfiles = sorted(file.name for file in facts.variant.path.glob("Modelfile*"))
     folder, name = (facts.name, facts.name.lower()) if facts.variant.is_gguf else (_GENERATED, "model")
     if facts.variant.is_gguf and not modelfiles:
         return [t("ollama_no_modelfile")]
     words = ["ollama", "create", name, "-f", f"{folder}/{modelfiles[0] if modelfiles else 'Modelfile'}"]
-    ask = ["ollama", "run", name, f"{t('question')} ./page.png"]
+    ask = ["ollama", "run", name, asked]
     intro = [t("ollama_intro")] if facts.variant.is_gguf else [t("is_not_gguf"), *_first(facts, t)[1:]]
     return [*intro, fence("bash", f"{shlex.join(words)}\n{shlex.join(ask)}")]
 

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -299,7 +300,7 @@ def test_latex_table_holds_every_setting(rows: list[SweepRow]) -> None:
     text = to_latex(rows, "a title\nof two lines")
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     settings = [setting for setting in settings_of(rows) if setting.row.status == "done"]
-    heads = cells_of(lines[0])
+    heads = [re.sub(r"\\headingoftwo\{(.+)\}\{(.+)\}", r"\1 \2", cell) for cell in cells_of(lines[0])]
     assert heads[:6] == ["setting", "method", "bits", r"group\_size", "solver", "type"]
     assert len(lines) == 1 + len(settings) and {len(cells_of(line)) for line in lines} == {len(heads)}
     best = front(settings, KL)
@@ -310,7 +311,7 @@ def test_latex_table_holds_every_setting(rows: list[SweepRow]) -> None:
     averaged = next(cells_of(line) for line in lines if line.startswith("gptq-w3g32-refine "))
     values = [row.figures["all"].kl.value for row in rows if row.name.startswith("gptq-w3g32-refine-s")]  # type: ignore[union-attr]
     shown = [figure(KL.shown(value)) for value in (sum(values) / 3, min(values), max(values))]
-    assert averaged[heads.index("KL mean")] == rf"{shown[0]} {{\scriptsize [{shown[1]}, {shown[2]}]}}"
+    assert averaged[heads.index("KL mean")] == rf"\figureandinterval{{{shown[0]}}}{{[{shown[1]}, {shown[2]}]}}"
     for left_out in rows[-3:]:
         assert f"% left out, {left_out.status}: {left_out.name}" in text
     assert text.startswith("% a title of two lines\n") and text.count("{") == text.count("}")
@@ -320,6 +321,34 @@ def test_latex_table_holds_every_setting(rows: list[SweepRow]) -> None:
 def test_latex_of_many_settings_breaks_over_pages(rows: list[SweepRow]) -> None:
     assert r"\begin{longtable}" in to_latex(rows, "t") and r"\endhead" in to_latex(rows, "t")
     assert r"\begin{tabular}" in to_latex(rows[:12], "t") and "longtable" not in to_latex(rows[:12], "t")
+
+
+def test_latex_tables_fit_the_line(rows: list[SweepRow]) -> None:
+    """Narrow enough at once or scaled down; what breaks over pages cannot be scaled and is set smaller."""
+    short, long = to_latex(rows[:12], "t"), to_latex(rows, "t")
+    assert r"\resizebox{\ifdim\width>\linewidth" in short and short.rstrip().endswith(r"\endgroup")
+    assert r"\scriptsize\setlength" in long and "resizebox" not in long and "pdflscape" in long
+    assert "needs booktabs and graphicx" in short and "XeLaTeX" not in short + long
+    assert "XeLaTeX" in to_latex([replace(rows[0], name="数据")], "t"), "pdfLaTeX stops at such letters"
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex, with booktabs and longtable")
+@pytest.mark.parametrize("kind", ["short", "long", "specials"])
+def test_pdflatex_sets_the_table(rows: list[SweepRow], tmp_path: Path, kind: str) -> None:
+    odd = [replace(row, axes={"calib": name}, name=name) for row, name in zip(rows, HOSTILE[1:], strict=False)]
+    shown = {"short": rows[:12], "long": rows, "specials": odd}[kind]
+    (tmp_path / "sweep.tex").write_text(to_latex(shown, EVIL), encoding="utf-8")
+    around = "landscape" if kind == "long" else "table"
+    document = [
+        r"\documentclass{article}", r"\usepackage{booktabs,graphicx,longtable,pdflscape}", r"\begin{document}",
+        rf"\begin{{{around}}}\input{{sweep.tex}}\end{{{around}}}", r"\end{document}",
+    ]  # fmt: skip
+    (tmp_path / "page.tex").write_text("\n".join(document), encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    for _ in range(3):  # a longtable finds its widths in the second
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout, done.stdout
 
 
 def test_latex_of_hostile_rows() -> None:

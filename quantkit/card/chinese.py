@@ -180,13 +180,17 @@ TEXTS = {
     "tune_intro": "在这些权重上训练适配器（LoRA），权重本身不变。请把数据的名称换成自己的。",
     "tune_intro_base": "不能在此格式的权重上训练。请在 {base} 上训练，再以同样的方式量化；训练时使用 4 比特权重（"
     "QLoRA）：",
-    "tune_llamafactory": "`llamafactory-cli train llamafactory_sft.yaml`，其中 `llamafactory_sft.yaml` 为：",
+    "tune_intro_source": "LLaMA-Factory 0.9.5 不能在量化权重上训练本模型，因此请在 {base} 上训练，再以同样的方式量化。"
+    "请把数据的名称换成自己的。",
+    "tune_install": "它的安装包要求 Transformers 5.6 或更旧版本，而本模型需要 5.7 或更新版本：请在安装它之后再安装 "
+    "`'transformers>=5.7'`，运行时设 `DISABLE_VERSION_CHECK=1`。",
+    "tune_llamafactory": "`DISABLE_VERSION_CHECK=1 llamafactory-cli train llamafactory_sft.yaml`，其中 "
+    "`llamafactory_sft.yaml` 为：",
     "tune_data": "数据集在 `data/dataset_info.json` 中登记：",
     "tune_mode": "两个工具都用环境变量 `DOWNSAMPLE_MODE`（16x 或 4x）设定训练时的模式。",
-    "tune_awq": "LLaMA-Factory 在加载 AWQ 权重前要求安装 `autoawq`，而 autoawq 的最后一个版本早于本模型；ms-swift "
-    "有在 AWQ 权重上做 LoRA 的示例（`examples/train/qlora`）。",
-    "tune_gptq": "LLaMA-Factory 要求 gptqmodel 2.0 或更新版本。",
-    "tune_swift": "ms-swift 4 或更新版本：",
+    "tune_swift": "ms-swift 4.2.1 或更新版本，并需要 torchvision：",
+    "tune_kernel": "gptqmodel 默认选择推理用的内核；如果它拒绝训练，请在下载的副本的 `config.json` 中，给 "
+    '`quantization_config` 加上 `"backend": "auto_trainable"`。',
     # ---- 结尾 ----
     "check": "校验下载",
     "licence": "许可证",

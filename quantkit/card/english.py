@@ -188,13 +188,17 @@ TEXTS = {
     "tune_intro": "Adapters (LoRA) on these weights, which stay as they are. Replace the data's names with your own.",
     "tune_intro_base": "Weights of this layout cannot be trained on. Train on {base}, then quantize the result "
     "the same way; with 4-bit weights during training (QLoRA):",
-    "tune_llamafactory": "`llamafactory-cli train llamafactory_sft.yaml`, with this as `llamafactory_sft.yaml`:",
+    "tune_intro_source": "LLaMA-Factory 0.9.5 cannot train this model on quantized weights, so train on {base}, then "
+    "quantize the result the same way. Replace the data's names with your own.",
+    "tune_install": "Its package asks for Transformers 5.6 or older, and this model needs 5.7 or newer: install "
+    "`'transformers>=5.7'` after it, and set `DISABLE_VERSION_CHECK=1` when it runs.",
+    "tune_llamafactory": "`DISABLE_VERSION_CHECK=1 llamafactory-cli train llamafactory_sft.yaml`, with this as "
+    "`llamafactory_sft.yaml`:",
     "tune_data": "and the data set named in `data/dataset_info.json`:",
     "tune_mode": "The environment variable `DOWNSAMPLE_MODE` (16x or 4x) sets the mode of training in both tools.",
-    "tune_awq": "LLaMA-Factory asks for the package `autoawq` before it loads AWQ weights, and autoawq's last "
-    "release is older than this model; ms-swift has an example of LoRA on AWQ weights (`examples/train/qlora`).",
-    "tune_gptq": "LLaMA-Factory asks for gptqmodel 2.0 or newer.",
-    "tune_swift": "ms-swift 4 or newer:",
+    "tune_swift": "ms-swift 4.2.1 or newer, with torchvision:",
+    "tune_kernel": "gptqmodel picks a kernel for inference; where that one refuses to train, write "
+    '`"backend": "auto_trainable"` into `quantization_config` of a downloaded copy\'s `config.json`.',
     # ---- the end ----
     "check": "Check the download",
     "licence": "Licence",

@@ -1,8 +1,10 @@
 """Fine-tuning a variant: files for LLaMA-Factory and ms-swift, as text and on disk.
 
-Options as the tools' own files have them, read in November 2026: LLaMA-Factory's `model_utils/quantization.py`
-(weights that are quantized already are loaded as they are; GPTQ wants gptqmodel, AWQ the package autoawq) and its QLoRA
-examples, ms-swift's `examples/train/qlora`, and the MiniCPM-V CookBook for template, model type and DOWNSAMPLE_MODE.
+Options as the tools' own parsers take them (November 2026: LLaMA-Factory 0.9.5 with Transformers 5.7 and 5.19, ms-swift
+4.6.0 with 5.19; both trained the tiny model on a CPU with these files), after the MiniCPM-V CookBook (template, model
+type, DOWNSAMPLE_MODE) and ms-swift's `examples/train/qlora`. LLaMA-Factory 0.9.5 cannot train this model with quantized
+weights, QLoRA's included: it casts what the projector gives as one tensor, and this model's gives a list. So its file
+is for the source. Transformers 5.15 dropped `warmup_ratio`; a `warmup_steps` below one means the same in 5.7.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from quantkit.card.section import base, source_name, state, title
 from quantkit.card.texts import Texts
 from quantkit.errors import QuantkitError
 
-# layouts that the tools can train adapters on; the others are trained on their source
+# layouts that ms-swift can train adapters on; the others are trained on their source
 TRAINABLE = ("awq", "gptq", "bitsandbytes")
 LLAMAFACTORY, SWIFT = "llamafactory_sft.yaml", "swift_sft.sh"
 DATASET_INFO = Path("data", "dataset_info.json")
@@ -29,12 +31,11 @@ def finetune_sections(facts: Facts, t: Texts) -> list[tuple[str, str]]:
     """Heading and Markdown of both tools' sections."""
     trainable = facts.variant.method in TRAINABLE
     intro = t("tune_intro") if trainable else t("tune_intro_base", base=base(facts))
-    notes = {"awq": "tune_awq", "gptq": "tune_gptq"}
-    factory = [state(facts, "llama-factory", t), intro]
-    factory += [t(notes[facts.variant.method])] if facts.variant.method in notes else []
+    factory = [state(facts, "llama-factory", t), t("tune_intro_source", base=base(facts)), t("tune_install")]
     factory += [t("tune_llamafactory"), fence("yaml", llamafactory(facts)), t("tune_data")]
     factory += [fence("json", dataset_info()), t("tune_mode")]
     swift = [state(facts, "swift", t), intro, t("tune_swift"), fence("bash", swift_script(facts))]
+    swift += [t("tune_kernel")] if facts.variant.method in ("awq", "gptq") else []
     return [
         (title("llama-factory", t), "\n\n".join(factory)),
         (title("swift", t), "\n\n".join(swift)),
@@ -45,13 +46,8 @@ def llamafactory(facts: Facts) -> str:
     """LLaMA-Factory's configuration as YAML."""
     import yaml
 
-    trainable = facts.variant.method in TRAINABLE
     sections: dict[str, dict[str, Any]] = {
-        "model": {"model_name_or_path": facts.target if trainable else source_name(facts)},
-        "quantization": {} if trainable else {
-            "quantization_method": "bnb", "quantization_bit": 4, "quantization_type": "nf4",
-            "double_quantization": True,
-        },
+        "model": {"model_name_or_path": source_name(facts)},
         "method": {
             "stage": "sft", "do_train": True, "finetuning_type": "lora", "lora_rank": 16, "lora_alpha": 32,
             "lora_target": "all", "freeze_vision_tower": True, "freeze_multi_modal_projector": True,
@@ -63,13 +59,12 @@ def llamafactory(facts: Facts) -> str:
         "output": {"output_dir": "saves/lora", "logging_steps": 10, "save_steps": 500, "report_to": "none"},
         "train": {
             "per_device_train_batch_size": 1, "gradient_accumulation_steps": 16, "learning_rate": 1e-4,
-            "num_train_epochs": 3.0, "lr_scheduler_type": "cosine", "warmup_ratio": 0.05, "bf16": True,
+            "num_train_epochs": 3.0, "lr_scheduler_type": "cosine", "warmup_steps": 0.05, "bf16": True,
         },
     }  # fmt: skip
     parts = [
         f"### {name}\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}"
         for name, values in sections.items()
-        if values
     ]
     return "\n".join(parts)
 
@@ -94,6 +89,7 @@ def swift_script(facts: Facts) -> str:
     trainable = facts.variant.method in TRAINABLE
     options: dict[str, object] = {
         "model": facts.target if trainable else source_name(facts),
+        "use_hf": "true",  # else it asks ModelScope
         "model_type": "minicpmv4_6",
         "template": "minicpmv4_6",
         "tuner_type": "lora",

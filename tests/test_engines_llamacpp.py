@@ -183,6 +183,13 @@ def test_without_xllamacpp_it_is_not_run(task: Task, files: Path, tmp_path: Path
         run(task, files, python=bare)
 
 
+@runtime
+def test_without_a_gpu_it_is_not_run_on_cuda(task: Task, files: Path) -> None:
+    """llama.cpp itself would go on, on the CPU, and the report say cuda."""
+    with pytest.raises(NotRun, match=r"xllamacpp has no CUDA device here .*; leave --device out"):
+        run(task, files, device="cuda")
+
+
 def test_a_folder_must_name_one_model(tmp_path: Path) -> None:
     with pytest.raises(QuantkitError, match=r"no \.gguf file"):
         gguf_files(Target(tmp_path))

@@ -76,13 +76,12 @@ def run_bnb(options: BnbOptions, dry_run: bool) -> None:
 def run_quantize(options: QuantizeOptions, dry_run: bool) -> None:
     """`quantkit awq`, `gptq` or `rtn` with its options made."""
     from quantkit.checkpoint import open_checkpoint
-    from quantkit.methods import METHODS
     from quantkit.plan import make_plan
 
     if dry_run:
         checkpoint = open_checkpoint(options.model, options.revision, options.token, verify_checksums=False)
         plan = make_plan(checkpoint, options)
-        if METHODS[options.method].needs_data:
+        if "calib" in COMMANDS[options.method].option_names():
             check_data(options)
         _print_plan(plan, checkpoint.name, options)
         return

@@ -29,7 +29,7 @@ from quantkit.errors import QuantkitError
 from quantkit.serve import process
 from quantkit.serve.calls import PARSERS, form_of
 from quantkit.serve.process import ServerProcess
-from quantkit.verify.engines.llamacpp import WORKER
+from quantkit.verify.engines.llamacpp import WORKER, check_cuda
 from quantkit.verify.engines.vllm_worker import ENVIRONMENT as VLLM_ENVIRONMENT
 from quantkit.verify.task import NotRun
 
@@ -159,7 +159,7 @@ def llama_server(launch: Launch) -> Iterator[Running]:
 @contextmanager
 def _program(launch: Launch, binary: Path) -> Iterator[Running]:
     if launch.device == "cuda":
-        _check_cuda(str(binary), _devices(binary))
+        check_cuda(f"llama-server: {binary}", _devices(binary))
     port = process.free_port()
     command = [
         *(str(binary), "--model", str(launch.model), "--host", "127.0.0.1", "--port", str(port)),
@@ -206,7 +206,7 @@ def _in_library(launch: Launch) -> Iterator[Running]:
             if "address" not in said:
                 raise QuantkitError(f"{launch.model.name}: llama.cpp cannot load it; {server.words()}")
             if launch.device == "cuda":
-                _check_cuda("xllamacpp", said.get("devices", []))
+                check_cuda("llama-server: xllamacpp", said["devices"])
             bearer = {"Authorization": f"Bearer {key}"}
             build = str(_json(f"{said['address']}/props", bearer).get("build_info", "unknown"))
             if build.endswith("unknown"):  # a wheel is built outside the repository
@@ -224,13 +224,6 @@ def _devices(binary: Path) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NotRun(f"llama-server: {binary} --list-devices does not answer; see --binary") from error
     return re.findall(r"^\s+(\w+): ", done.stdout, re.MULTILINE)
-
-
-def _check_cuda(what: str, devices: list[str]) -> None:
-    """llama.cpp takes the CPU where there is no GPU, and warns in its log alone; the record would then be false."""
-    if not any(re.fullmatch(r"(CUDA|ROCm)\d+", name) for name in devices):
-        found = ", ".join(devices) or "the CPU alone"
-        raise NotRun(f"llama-server: {what} has no CUDA device here ({found}); leave --device out, or see --binary")
 
 
 RUNTIMES: dict[str, Callable[[Launch], AbstractContextManager[Running]]] = {

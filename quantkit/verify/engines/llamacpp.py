@@ -29,7 +29,7 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -408,6 +408,8 @@ def local_server(model: Path, mmproj: Path | None, context: int, target: Target)
             if "address" not in started:
                 also = f" with {mmproj}" if mmproj else ""
                 raise QuantkitError(f"{model}: llama.cpp cannot load it{also} ({_telling_line(errors)})")
+            if target.device != "cpu":
+                check_cuda(f"{ENGINE}: xllamacpp", started["devices"])
             try:
                 yield Link(started["address"], key, target.timeout), started["version"]
             except QuantkitError as error:
@@ -417,6 +419,13 @@ def local_server(model: Path, mmproj: Path | None, context: int, target: Target)
         finally:
             process.kill()
             process.communicate()
+
+
+def check_cuda(what: str, devices: Sequence[str]) -> None:
+    """llama.cpp takes the CPU where there is no GPU, and warns in its log alone: a record of it would be false."""
+    if not any(re.fullmatch(r"(CUDA|ROCm)\d+", name) for name in devices):
+        found = ", ".join(devices) or "the CPU alone"
+        raise NotRun(f"{what} has no CUDA device here ({found}); leave --device out, or take a build that has")
 
 
 def _handshake(process: subprocess.Popen[bytes], settings: dict[str, Any], timeout: float) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """GGUF against llama.cpp's own tools: time and memory, and what quantization costs on the held-out set; from one run.
 
     python scripts/bench_gguf.py cost --model DIR --tools BIN --converter SOURCE [--type Q4_K_M] [--repeat 3]
-    python scripts/bench_gguf.py quality --tools BIN [--model tiny] [--type Q4_K_M Q3_K_M] [--seeds 0 1] [--json OUT]
+    python scripts/bench_gguf.py quality --tools BIN [--model tiny] [--type Q4_K_M Q3_K_M] [--seeds 0 1] [--draws 6]
+        [--json OUT]
 
 BIN: a folder with llama-quantize and llama-imatrix; SOURCE: llama.cpp's source, for its converter (both are in the
 source package of llama-cpp-python: cmake -B build, then the targets llama-quantize and llama-imatrix).
@@ -11,7 +12,9 @@ llama-quantize after it; by turns, each in a process of its own. The converter's
 knows no tokenizer of ours.
 
 quality: mean KL of what each file stands for to the BF16 model, by `quantkit verify` in float32 on the bundled held-out
-items. llama-imatrix sees as many tokens of the bundled set's texts as quantkit's pass sees of texts, images and video.
+items, or with --draws N on N further draws of them (370 pictures' questions each): a picture's answer is a handful of
+tokens, most of them certain, so that of 370 items a few decide the mean. llama-imatrix sees as many tokens of the
+bundled set's texts as quantkit's pass sees of texts, images and video.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import Any
 
 import torch
 from bench_quality import judge
+from make_tiny_data import more_heldout
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -162,6 +166,8 @@ def quality(arguments: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=arguments.work) as name:
         folder = Path(name)
+        if arguments.draws:
+            more_heldout(arguments.draws).write(folder / "heldout")
         for seed in arguments.seeds:
             for solver in arguments.solvers:
                 out = folder / f"{solver}-{seed}"
@@ -204,7 +210,8 @@ def add(
     seed: int,
 ) -> None:
     """Measure one file."""
-    found = judge(arguments.model, back(path, arguments.model, folder / "back"))
+    data = folder / "heldout" if arguments.draws else None
+    found = judge(arguments.model, back(path, arguments.model, folder / "back"), data)
     shutil.rmtree(folder / "back")
     rows.append({"method": label, "type": kind, "seed": seed, "bytes": path.stat().st_size} | found)
     pictures = [one for name, one in found["by_modality"].items() if name != "text"]
@@ -247,6 +254,7 @@ def main() -> None:
     parser.add_argument("--converter", type=Path, help="llama.cpp's source")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--solvers", nargs="+", default=["rtn", "imatrix", "refine", "refine, no scales"])
+    parser.add_argument("--draws", type=int, default=0, help="further draws of the held-out set, in place of it")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--work", type=Path, help="where files are put meanwhile")
     parser.add_argument("--json", type=Path)

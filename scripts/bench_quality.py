@@ -51,19 +51,18 @@ def measure(options: QuantizeOptions, folder: Path) -> Row:
     }
 
 
-def judge(model: str, out: Path) -> Row:
-    """What `quantkit verify` says of a variant."""
-    report = verify(model, out)
+def judge(model: str, out: Path, data: Path | None = None) -> Row:
+    """What `quantkit verify` says of a variant; on other ``data`` than the held-out set no answer is generated."""
+    report = verify(model, out, "heldout" if data is None else data, generate=data is None, noise=data is None)
     group = report.group()
-    assert group is not None and group.answer is not None and group.text is not None and group.accuracy is not None
+    assert group is not None and group.answer is not None and group.text is not None
     answer, text, accuracy = group.answer, group.text, group.accuracy
-    return {
+    exact = {} if accuracy is None else {"exact_reference": accuracy.reference, "exact": accuracy.candidate}
+    return exact | {
         "kl_answer": answer.kl_mean.value,
         "kl_answer_p99": answer.kl_p99.value,
         "kl_text": text.kl_mean.value,
         "top1": answer.top1.value,
-        "exact_reference": accuracy.reference,
-        "exact": accuracy.candidate,
         "by_modality": {
             one.value: one.answer.model_dump()
             for one in report.engine().groups

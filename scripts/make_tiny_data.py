@@ -188,6 +188,18 @@ def heldout(seed: int) -> SetWriter:
     return made
 
 
+def more_heldout(draws: int) -> SetWriter:
+    """So many further draws of the held-out set in one: more pictures of the same kinds, none of them its own."""
+    made = SetWriter("heldout", "more", 0, chinese=0.2)
+    for seed in range(1, draws + 1):
+        drawn = heldout(seed)
+        for row in drawn.rows:
+            text = json.dumps(row | {"id": f"{seed}-{row['id']}"}, ensure_ascii=False)
+            made.rows.append(json.loads(text.replace('"images/', f'"images/{seed}-')))
+        made.files |= {name.replace("images/", f"images/{seed}-"): data for name, data in drawn.files.items()}
+    return made
+
+
 def calibration(seed: int) -> SetWriter:
     """160 conversations, a quarter of them Chinese."""
     made = SetWriter("calibration", "cal", seed, chinese=0.25)

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import make_tiny_data
 import numpy as np
 import pytest
 import tinydata
@@ -114,6 +115,24 @@ def test_no_training_sample_is_held_out(rows: dict[str, list[Row]]) -> None:
     taken = set().union(*(fingerprints(row) for lines in rows.values() for row in lines))
     assert not {source for sample in drawn for source in sample.scene.sources} & taken
     assert not {pixel_hash(frame) for sample in drawn for frame in sample.frames} & taken
+
+
+def test_further_draws_are_held_out_too(rows: dict[str, list[Row]], tmp_path: Path) -> None:
+    """What `bench_gguf.py --draws` measures on: nothing that was calibrated on, and no picture of the set itself."""
+    made = make_tiny_data.more_heldout(2)
+    made.write(tmp_path)
+    more = read(tmp_path)
+    assert len(more) == 820 == len({row["id"] for row in more})
+    found = set().union(*map(fingerprints, more))
+    assert not found & set().union(*map(fingerprints, rows["calibration"]))
+    pictures = {name for row in more for part in parts(row) for name in pictures_of(part)}
+    known = {name for row in rows["heldout"] for part in parts(row) for name in pictures_of(part)}
+    assert len(pictures) > 800 and not pictures & known
+
+
+def pictures_of(part: dict[str, Any]) -> list[str]:
+    """A part's pictures, as `read` has them."""
+    return part["video"] if part["type"] == "video" else [part["image"]] if part["type"] == "image" else []
 
 
 def test_no_picture_or_text_stands_twice_in_a_set(rows: dict[str, list[Row]]) -> None:

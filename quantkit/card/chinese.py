@@ -190,7 +190,8 @@ TEXTS = {
     "tune_mode": "两个工具都用环境变量 `DOWNSAMPLE_MODE`（16x 或 4x）设定训练时的模式。",
     "tune_swift": "ms-swift 4.2.1 或更新版本，并需要 torchvision：",
     "tune_kernel": "gptqmodel 默认选择推理用的内核；如果它拒绝训练，请在下载的副本的 `config.json` 中，给 "
-    '`quantization_config` 加上 `"backend": "auto_trainable"`。',
+    '`quantization_config` 加上 `"backend": "auto_trainable"`。gptqmodel 7.7 与 ms-swift 4.6 要求的 Transformers '
+    "版本不同：其中一个须以 `--no-deps` 安装。",
     # ---- 结尾 ----
     "check": "校验下载",
     "licence": "许可证",

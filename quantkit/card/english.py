@@ -198,7 +198,8 @@ TEXTS = {
     "tune_mode": "The environment variable `DOWNSAMPLE_MODE` (16x or 4x) sets the mode of training in both tools.",
     "tune_swift": "ms-swift 4.2.1 or newer, with torchvision:",
     "tune_kernel": "gptqmodel picks a kernel for inference; where that one refuses to train, write "
-    '`"backend": "auto_trainable"` into `quantization_config` of a downloaded copy\'s `config.json`.',
+    '`"backend": "auto_trainable"` into `quantization_config` of a downloaded copy\'s `config.json`. gptqmodel 7.7 and '
+    "ms-swift 4.6 ask for different versions of Transformers: install one of them with `--no-deps`.",
     # ---- the end ----
     "check": "Check the download",
     "licence": "Licence",

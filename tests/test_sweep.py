@@ -189,7 +189,7 @@ def test_finished_cells_are_kept_and_others_redone(finished: Path, run: Run, tmp
     before = {path: path.stat().st_mtime_ns for path in out.glob("variants/*/quantkit.json")}
     (out / "cells" / "awq.json").unlink()  # killed before its record
     broken = out / "cells" / "rtn-w2.json"
-    broken.write_text(broken.read_text().replace('"key": "', '"key": "other'))
+    broken.write_text(broken.read_text().replace('"variant": "', '"variant": "other'))
     code, output, errors = run("sweep", finished / "s.yaml", "--out", out, "--dry-run")
     assert code == 0 and "to do: 2 variants" in output and output.count("│ finished") == 4, output + errors
     code, output, errors = run("sweep", finished / "s.yaml", "--out", out)

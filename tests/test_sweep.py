@@ -223,6 +223,40 @@ def test_what_is_only_measured_otherwise_is_not_made_again(
     assert "finished" in run("sweep", path, "--out", out, "--dry-run")[1]
 
 
+@pytest.mark.parametrize("where", ["_quantize", "_verify"])
+def test_what_was_killed_in_the_middle_is_done_again(
+    write_yaml: Callable[[str], Path], run: Run, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A second sweep dies over other options, the third has the first one's: nothing is taken for its own."""
+    from quantkit.sweep import work
+
+    text = "model: tiny\nvariants:\n  - method: rtn\n    bits: [3]\n    method_format: gptq\n"
+    path = write_yaml(text + "verify: {samples: 4, max_new_tokens: 2}\n")
+    out = path.parent / "out"
+    assert run("sweep", path, "--out", out)[0] == 0
+    if where == "_quantize":
+        other = text + "    group_size: 64\nverify: {samples: 4, max_new_tokens: 2}\n"
+    else:
+        other = text + "verify: {samples: 5, max_new_tokens: 2}\n"
+    real = getattr(work, where)
+
+    def dies(*given: Any) -> None:
+        real(*given)
+        raise KeyboardInterrupt  # files are there, the record is not
+
+    monkeypatch.setattr(work, where, dies)
+    first = path.read_text()
+    path.write_text(other)
+    assert run("sweep", path, "--out", out)[0] == 130
+    monkeypatch.setattr(work, where, real)
+    path.write_text(first)
+    assert "to do: 1 variants" in run("sweep", path, "--out", out, "--dry-run")[1]
+    assert run("sweep", path, "--out", out)[0] == 0
+    variant = out / "variants" / "rtn-w3"
+    assert json.loads((variant / "quantkit.json").read_text())["recipe"]["group_size"] == 128
+    assert json.loads((variant / "report.json").read_text())["data"]["items"] == 4
+
+
 def test_a_log_names_each_variant_as_it_is_finished(write_yaml: Callable[[str], Path], run: Run) -> None:
     text = "model: tiny\nvariants:\n  - method: rtn\n    bits: [3, 4]\n    method_format: gptq\n"
     path = write_yaml(text + "verify: {quick: true}\n")

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import math
+import random
 import re
 import shutil
 import subprocess
@@ -212,6 +213,19 @@ def test_an_option_may_be_called_as_a_column_is() -> None:
     found = records([one])[0]
     assert found["name"] == "a" and found["option_name"] == "x"
     assert found["seconds"] == 1.5 and found["option_seconds"] == 3 and found["keep"] == '["p", "q"]'
+
+
+def test_the_page_says_how_many_are_as_good_as_the_best() -> None:
+    """The best of a few items is best by chance: what lies within its interval is counted."""
+
+    def made(name: str, kl: float, low: float, high: float) -> SweepRow:
+        sample = samples.row(name, "awq", {"keep": name}, 4.2, random.Random(0))
+        return replace(sample, figures={"all": replace(sample.figures["all"], kl=Estimate(kl, low, high))})
+
+    rows = [made("best", 0.01, 0.005, 0.02), made("near", 0.02, 0.01, 0.03), made("far", 0.021, 0.01, 0.03)]
+    tiles = [to_page(chosen, "sweep").partition('id="best"')[2].split("<dt>")[1] for chosen in (rows, rows[::2])]
+    assert "best</bdi>, and 1 within its interval" in tiles[0]
+    assert "best</bdi>" in tiles[1] and "within" not in tiles[1]
 
 
 def test_parquet_is_the_csv_with_types_and_every_linear(rows: list[SweepRow], tmp_path: Path) -> None:

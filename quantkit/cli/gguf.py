@@ -43,7 +43,7 @@ def run_gguf(options: GgufOptions, dry_run: bool) -> None:
         plan = plan_gguf(checkpoint, options)
         if options.budget is not None:
             check_budget(plan, options)
-        if options.solver != "rtn" and options.imatrix is None:
+        if options.looks_at_data:
             check_data(options)
         _print_plan(plan, checkpoint.name, options)
         return

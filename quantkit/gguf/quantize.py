@@ -106,7 +106,7 @@ def quantize_gguf(options: GgufOptions, progress: Progress | None = None) -> Ggu
     modelfiles = _modelfiles(checkpoint, plan, outcome)
     clock = Clock(outcome.seconds)
     dtype = pass_dtype(checkpoint, options)
-    if plan.quantizes and options.solver != "rtn" and imatrix is None:
+    if plan.quantizes and options.looks_at_data:
         outcome.data = gather(checkpoint, options, dtype, progress)
         clock.lap("prepare")
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:

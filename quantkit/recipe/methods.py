@@ -212,13 +212,13 @@ class GgufOptions(StatisticsOptions):
             raise QuantkitError("--budget-types: is what --budget chooses from; add --budget")
         if self.budget is not None:
             parse_budget(self.budget)
-            if self.solver == "rtn" or self.imatrix is not None:
+            if not self.looks_at_data:
                 raise QuantkitError("--budget: needs what each layer loses; leave out --solver rtn and --imatrix")
 
     def provenance(self) -> dict[str, object]:
         """Without what the command does not ask for, and of calibration only what was done."""
         left_out = {"keep", "dtype", "max_shard_size"}
-        if self.solver == "rtn" or self.imatrix is not None:
+        if not self.looks_at_data:
             names = {one.name for one in fields(StatisticsOptions)} - {one.name for one in fields(WriteOptions)}
             left_out |= names - {"downsample_mode"}
         return {name: value for name, value in super().provenance().items() if name not in left_out}
@@ -227,6 +227,11 @@ class GgufOptions(StatisticsOptions):
     def method(self) -> str:
         """What titles say."""
         return "gguf"
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether there is a calibration pass, where some tensor is to hold integers."""
+        return self.solver != "rtn" and self.imatrix is None
 
     @property
     def split_bytes(self) -> int | None:

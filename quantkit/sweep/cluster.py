@@ -37,24 +37,24 @@ def run_on_ray(
 
     cpus: that each task takes. Raises QuantkitError where Ray is not installed or not to be reached.
     """
-    if any(_on_one_gpu(options.device) for options in (sweep.verify, *(cell.options for cell in cells))):
+    if any(options.device.startswith("cuda:") for options in (sweep.verify, *(cell.options for cell in cells))):
         raise QuantkitError(f"{sweep.path}: device: a cluster hands its GPUs out itself; write cuda, without a number")
     ray = _connect(address)
     try:
         gpus = {cell.name: int(_on_gpu(cell.options) or _on_gpu(sweep.verify)) for cell in cells}
         _check_room(ray, address, cpus, max(gpus.values(), default=0))
-        unmade = [cell for cell in cells if store.made(sweep, cell) is None]
+        made = {cell.name for cell in cells if store.made(sweep, cell) is not None}
         settings = {"num_cpus": cpus, "max_retries": TRIES, "retry_exceptions": False}
         passes = {
             key: ray.remote(_gather).options(**settings, num_gpus=gpus[cell.name], name=f"statistics {key}").remote(
                 cell, store.statistics(key), cache
             )
-            for key, cell in shared_statistics(unmade, planned).items()
+            for key, cell in shared_statistics([cell for cell in cells if cell.name not in made], planned).items()
         }  # fmt: skip
         waiting = {}
         for cell in cells:
             key = planned[cell.name].statistics
-            after = passes.get(key) if key is not None else None
+            after = passes.get(key) if key is not None and cell.name not in made else None
             folder = store.statistics(key) if key is not None and after is not None else None
             task = ray.remote(_cell).options(**settings, num_gpus=gpus[cell.name], name=cell.name)
             waiting[task.remote(sweep, cell, store, folder, cache, after)] = cell
@@ -71,10 +71,6 @@ def run_on_ray(
 
 def _on_gpu(options: Any) -> bool:
     return str(options.device).startswith("cuda")
-
-
-def _on_one_gpu(device: str) -> bool:
-    return str(device).startswith("cuda:")
 
 
 def _connect(address: str) -> Any:

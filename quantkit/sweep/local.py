@@ -37,11 +37,12 @@ def run_local(
     """Do ``cells``; ``told`` hears of each as it is finished. An interrupted run keeps the cells it has finished.
 
     A pass that fails is a fault of the cells that need it; the others go on."""
-    shared = shared_statistics([cell for cell in cells if store.made(sweep, cell) is None], planned)
+    made = {cell.name for cell in cells if store.made(sweep, cell) is not None}
+    shared = shared_statistics([cell for cell in cells if cell.name not in made], planned)
     gathered: dict[str, str | None] = {}
     for cell in cells:
         key = planned[cell.name].statistics
-        if key is None or key not in shared or store.made(sweep, cell) is not None:
+        if key is None or key not in shared or cell.name in made:
             told(cell, run_cell(sweep, cell, store, None, cache, progress))
             continue
         if key not in gathered:

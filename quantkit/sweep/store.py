@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,16 @@ class Store:
         there = (self.variant(cell) / "quantkit.json").is_file()
         same = known is not None and known.status == "done" and known.variant == self.keys(sweep, cell)[0]
         return known if same and there else None
+
+    def begin(self, cell: Cell, made: Done | None) -> None:
+        """Take back what is recorded of a cell that is to be done again; ``made``: its variant stays as it is.
+
+        Killed in the middle it must not count as finished, whatever the file says by then.
+        """
+        if made is not None:
+            self.write(cell, replace(made, measured=""))
+        else:
+            (self.folder / "cells" / f"{cell.name}.json").unlink(missing_ok=True)
 
     def others(self, sweep: Sweep) -> list[str]:
         """Names of variants in the folder that the sweep no longer has."""

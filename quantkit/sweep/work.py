@@ -66,7 +66,7 @@ def plan_cell(checkpoint: Checkpoint, cell: Cell) -> Planned:
 def _dtype(checkpoint: Checkpoint, options: Any) -> str | None:
     """Of the calibration pass; None where a cell looks at no data."""
     if isinstance(options, GgufOptions):
-        needs = options.solver != "rtn" and options.imatrix is None and plan_gguf(checkpoint, options).quantizes
+        needs = options.looks_at_data and plan_gguf(checkpoint, options).quantizes
         return pass_dtype(checkpoint, options) if needs else None
     if isinstance(options, QuantizeOptions):
         return plain_dtype(checkpoint, options) if METHODS[options.method].needs_data else None
@@ -95,6 +95,7 @@ def run_cell(
     """
     keys = store.keys(sweep, cell)
     before = store.made(sweep, cell)
+    store.begin(cell, before)
     seconds = dict(before.seconds) if before is not None else {}
     clear = _clear_peak()
     try:

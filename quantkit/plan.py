@@ -239,7 +239,8 @@ def _memory(checkpoint: Checkpoint, model_map: ModelMap, dtype: str, options: Qu
         phases["sensitivity"] = states * (len(model_map.blocks) + 2) + head + logits
     if options.tune:
         codes = sum(out * inputs for out, inputs in model_map.linears().values())
-        phases["tuning"] = codes + 3 * hidden + head + logits + max(blocks)
+        # two copies of the codes, a running mean of the gradient of each
+        phases["tuning"] = 6 * codes + 3 * hidden + head + logits + max(blocks)
     return phases
 
 

@@ -43,7 +43,7 @@ from quantkit.provenance import PACKAGES, number, provenance, write_json
 from quantkit.recipe import KEPT_BITS, QuantizeOptions, WriteOptions
 from quantkit.sensitivity import expected_losses, output_sensitivity
 from quantkit.statistics import build_skeleton
-from quantkit.tune import Tuning, check_samples, tune_scales
+from quantkit.tune import Tuning, check_samples, tune_blocks
 
 if TYPE_CHECKING:
     from quantkit.model import Block
@@ -227,8 +227,8 @@ def _tune(
     writer: ShardWriter,
     progress: Progress,
 ) -> None:
-    """Tune the scales of all blocks together, and write them."""
-    tuned, outcome.tuning = tune_scales(
+    """Tune all blocks together, and write them."""
+    tuned, outcome.tuning = tune_blocks(
         checkpoint, plan.map, samples, held, epochs=options.tune, device=options.device,
         dtype=getattr(torch, plan.dtype), seed=options.seed, progress=progress,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tuning of scales from end to end: the gradient by differences, the loss that falls, what stays as it was."""
+"""Tuning from end to end: the gradient by differences, the loss that falls, what stays as it was."""
 
 from __future__ import annotations
 
@@ -84,18 +84,44 @@ def test_the_gradient_is_that_of_the_loss(options: QuantizeOptions, samples: lis
         assert found == pytest.approx((losses[0] - losses[1]) / 0.04, rel=0.1), key
 
 
-def test_scales_move_and_nothing_else(made: tuple[Path, Path]) -> None:
+def test_scales_and_a_few_codes_move_and_nothing_else(made: tuple[Path, Path]) -> None:
     plain, tuned = (_weights(folder) for folder in made)
+    moved = total = 0
     for name, before in plain.items():
         after = tuned[name]
-        assert torch.equal(before.codes, after.codes) and torch.equal(before.zeros, after.zeros)
+        assert torch.equal(before.zeros, after.zeros)
+        moved, total = moved + int((before.codes != after.codes).sum()), total + before.codes.numel()
         ratio = after.scales.float() / before.scales.float()
         assert 0.5 < ratio.min() < 1 < ratio.max() < 2
         assert torch.equal(after.scales.float(), after.scales.bfloat16().float())  # a number of both dtypes
+    assert 0 < moved < tune.MOVING * total * 2 * 9  # rounds, and steps in each
     source, out = (open_checkpoint(folder) for folder in made)
     for name in source.tensor_names:
-        if not name.endswith(".scales"):
+        if not name.endswith((".scales", ".qweight")):
             assert torch.equal(source.load(name), out.load(name)), name
+
+
+def test_codes_move_against_the_gradient_where_the_best_value_is_far(options: QuantizeOptions) -> None:
+    """Where all gradients have the same square, the codes with the largest means move, by one, inside the grid."""
+    blocks, model_map = _rounded(options)
+    student = tune._Student(model_map, blocks)
+    block, name = model_map.blocks[3], "self_attn.q_proj"
+    codes = student.blocks[3].weights[name].codes
+    codes.copy_(torch.randint(0, 4, codes.shape, generator=torch.Generator().manual_seed(0)))
+    before = codes.clone()
+    gradient = torch.full(codes.shape, 1e-3)
+    gradient[:8, :256] = -1e-3
+    student.add_gradients(block, {name: gradient})
+    pull = student.pulls[3, name]
+    pull.mean.mul_(0.01)
+    pull.mean[:8, :256] *= 1000  # the only ones that are far off; upwards
+    moved = student.move_codes(8 * 256 / codes.numel())
+    step = codes.int() - before.int()
+    assert moved == int(step.abs().sum()) and moved >= int((before[:8] < 3).sum()) * 0.8
+    assert step[:8].min() == 0 and step[:8].max() == 1 and codes.max() == 3
+    assert not step[:8][before[:8] == 3].any()
+    assert not pull.mean[step != 0].any()  # a code that has moved starts anew
+    assert torch.equal(blocks[3].weights[name].codes, _rounded(options)[0][3].weights[name].codes)  # not changed
 
 
 def test_it_comes_nearer_and_says_so(made: tuple[Path, Path], run) -> None:
@@ -103,7 +129,7 @@ def test_it_comes_nearer_and_says_so(made: tuple[Path, Path], run) -> None:
     assert told["recipe"]["tune"] == 2
     assert told["tuning"]["taken"] and told["tuning"]["withheld"] == 3
     assert told["tuning"]["kl_after"] < told["tuning"]["kl_before"]
-    assert "scales tuned: " in run("inspect", made[1])[1] and "scales tuned: " not in run("inspect", made[0])[1]
+    assert "tuned: " in run("inspect", made[1])[1] and "tuned: " not in run("inspect", made[0])[1]
     assert "tuning" not in json.loads((made[0] / "quantkit.json").read_text())
 
 

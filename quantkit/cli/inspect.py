@@ -214,7 +214,7 @@ def _budget(told: dict[str, Any]) -> str:
 
 def _tuning(told: dict[str, Any]) -> str:
     counted = f"{told.get('kl_before')} -> {told.get('kl_after')} nats a token on {told.get('withheld')} conversations"
-    return f"scales tuned: {counted}{'' if told.get('taken') else ', not taken'}"
+    return f"tuned: {counted}{'' if told.get('taken') else ', not taken'}"
 
 
 def _some(names: list[str]) -> str:

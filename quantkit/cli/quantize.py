@@ -180,7 +180,7 @@ def _print_tuning(outcome: Outcome) -> None:
     if tuned is None:
         return
     console.print(
-        f"scales tuned: {tuned.before:.3g} -> {tuned.after:.3g} nats a token on {tuned.withheld} withheld conversations"
+        f"tuned: {tuned.before:.3g} -> {tuned.after:.3g} nats a token on {tuned.withheld} withheld conversations"
         f"{'' if tuned.taken else '; no better, so all stays as it was'} (errors above: before it)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

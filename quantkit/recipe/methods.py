@@ -72,8 +72,8 @@ class QuantizeOptions(StatisticsOptions):
     )
     tune: int = option(
         0,
-        "Then tune all scales together, from end to end, so many times over the conversations: worth it at 2 and 3 "
-        "bits; takes about 4 forward passes each time.",
+        "Then tune the scales and codes of all layers together, from end to end, so many times over the conversations: "
+        "worth it at 2 and 3 bits; takes about 4 forward passes each time.",
         GRID,
         least=0,
     )

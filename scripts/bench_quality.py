@@ -1,7 +1,7 @@
 """What quantization costs on the held-out set: each solver against round-to-nearest and against peers; from one run.
 
     python scripts/bench_quality.py [--model tiny] [--bits 4] [--group-size 128] [--seeds 0 1 2] [--json OUT]
-        [--peer gptqmodel=PYTHON] [--peer llmcompressor=PYTHON] [--peer auto-round=PYTHON] [--only-default] [--tune 4]
+        [--peer gptqmodel=PYTHON] [--peer llmcompressor=PYTHON] [--peer auto-round=PYTHON] [--only-default] [--tune 10]
 
 4 bits go into AWQ's layout, others into GPTQ's, both with zero points. A peer runs in the Python named for it, which
 has its package (they exclude each other): bench_peer_quality.py, on the same conversations, same bits and group.

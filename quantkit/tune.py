@@ -88,7 +88,7 @@ def tune_blocks(
     check_samples(samples)
     withheld = list(samples[::WITHHELD])
     seen = [sample for number, sample in enumerate(samples) if number % WITHHELD]
-    student = _Student(model_map, blocks)
+    student = _Student(model_map, [_copy(done) for done in blocks])
     runs = [CalibrationPass(checkpoint, model_map, part, device=device, dtype=dtype) for part in (seen, withheld)]
     head = runs[0].head()
     train, test = (_Side(run, head) for run in runs)
@@ -167,10 +167,11 @@ class _Pull:
 
 
 class _Student:
-    """The quantized blocks, with a move for every scale: float32 [out, groups], added to its logarithm."""
+    """The quantized blocks, whose codes `move_codes` changes, with a move for every scale: float32 [out, groups], added
+    to its logarithm."""
 
     def __init__(self, model_map: ModelMap, blocks: list[QuantizedBlock]) -> None:
-        self.map, self.blocks = model_map, [_copy(done) for done in blocks]
+        self.map, self.blocks = model_map, blocks
         self.moves = {
             (block.index, name): torch.zeros(weight.scales.shape, device=weight.scales.device, requires_grad=True)
             for block, done in zip(model_map.blocks, blocks, strict=True)

@@ -222,16 +222,15 @@ def _memory(checkpoint: Checkpoint, model_map: ModelMap, dtype: str, options: Qu
         for name in checkpoint.tensor_names
         if name.startswith(VISION_PREFIXES) or name == EMBEDDING
     )
-    blocks, streams = [], 2 if options.follows_quantized else 1  # of hidden states
+    blocks = []
     for block in model_map.blocks:
         weights = sum(block.out_features[name] * block.group_of(name).in_features for name in block.linears())
         grams = sum(group.in_features**2 for group in block.groups)
         largest = max(block.out_features[name] * block.group_of(name).in_features for name in block.linears())
         # the layer itself, its weights in float32 twice (before and after folding), two modalities' Gram matrices and
-        # their sum, as many of the drift, and the search's working copies of the largest linear
-        blocks.append(weights * (item + 8) + grams * 12 * streams + largest * 24)
-    layer = max(blocks) + streams * hidden
-    phases = {"vision tower and embedding": vision + hidden, "one layer and its statistics": layer}
+        # their sum, and the search's working copies of the largest linear
+        blocks.append(weights * (item + 8) + grams * 12 + largest * 24)
+    phases = {"vision tower and embedding": vision + hidden, "one layer and its statistics": max(blocks) + hidden}
     head = model_map.hidden_size * model_map.vocab_size * item
     logits = 700_000_000 if model_map.vocab_size > 32768 else 50_000_000  # pieces of them, in float32
     if options.budget is not None:

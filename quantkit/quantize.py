@@ -107,7 +107,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
     if data is not None:
         outcome.samples, outcome.tokens, outcome.skipped = len(data.samples), data.tokens, len(data.mix.skipped)
     clock.lap("prepare")
-    samples, follows = data.samples if data else [], options.follows_quantized
+    samples = data.samples if data else []
     if options.tune:
         check_samples(samples)
     with atomic_output(target, options.overwrite, source=checkpoint.path) as folder:
@@ -116,7 +116,7 @@ def quantize(options: QuantizeOptions, progress: Progress | None = None) -> Outc
             outcome.plan = plan = _spend(checkpoint, plan, options, data, outcome, clock, progress)
             options = replace(options, stats=kept, save_stats=None)
         with ShardWriter(folder, writer_specs(plan), options.max_shard_bytes) as writer:
-            source = Statistics(checkpoint, plan.map, data, options, plan.dtype, progress, follows)
+            source = Statistics(checkpoint, plan.map, data, options, plan.dtype, progress, options.sequential)
             held: list[QuantizedBlock] = []  # all of them, where they are to be tuned together
             for block, found in zip(plan.map.blocks, source, strict=True):
                 clock.lap("statistics")

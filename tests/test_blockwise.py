@@ -130,9 +130,6 @@ def test_drift_is_corrected(
 def test_two_runs_give_the_same_bytes(options: QuantizeOptions, tmp_path: Path, sequential: bool) -> None:
     for name in ("one", "other"):
         quantize(replace(options, out=tmp_path / name, sequential=sequential))
-    quantize(replace(options, out=tmp_path / "default"))
-    answers = {"same"} if sequential else {"same", "differs"}  # blocks see quantized ones unless told otherwise
-    assert set(differences(tmp_path / "one", tmp_path / "default").values()) == answers
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert "quantize_config.json" in names and "model.safetensors" in names
     assert set(differences(tmp_path / "one", tmp_path / "other").values()) == {"same"}

@@ -90,22 +90,6 @@ def test_every_option_that_decides_the_bytes_is_recorded_and_reads_back(method: 
     assert not set(told) & places and set(told) - {"method"} <= names
 
 
-def test_blocks_see_quantized_ones_unless_their_statistics_serve_others() -> None:
-    folder = Path("stats")
-    alone = [
-        QuantizeOptions(), QuantizeOptions(method="gptq", bits=3, solver="gptq"), QuantizeOptions(tune=2),
-        QuantizeOptions(solver="rtn", sequential=True),
-    ]  # fmt: skip
-    shared = [
-        QuantizeOptions(stats=folder), QuantizeOptions(save_stats=folder), QuantizeOptions(budget="5bpw"),
-        QuantizeOptions(solver="rtn"), QuantizeOptions(method="rtn"), QuantizeOptions(sequential=False),
-    ]  # fmt: skip
-    for options, follows in [(one, True) for one in alone] + [(one, False) for one in shared]:
-        assert options.follows_quantized is follows, options
-        if options.method != "rtn":
-            assert recorded(options)["sequential"] is follows
-
-
 def test_of_local_data_only_the_name_is_recorded(tmp_path: Path) -> None:
     (tmp_path / "chats.jsonl").write_text("")
     options = GgufOptions(calib=(f"{tmp_path}/chats.jsonl,weight=2", "org/name,split=train", "bundled"))

@@ -17,7 +17,6 @@ import torch
 
 from quantkit.errors import QuantkitError
 from quantkit.sweep.plan import read_sweep
-from quantkit.sweep.store import statistics_key
 
 Run = Callable[..., tuple[int, str, str]]
 GOOD = """\
@@ -57,17 +56,6 @@ def test_every_list_is_an_axis(write_yaml: Callable[[str], Path]) -> None:
     assert {"bits", "group_size", "seed", "keep"} <= cells["gptq-w3-s1"].axes.keys()
     assert "samples" not in cells["gptq-w3-s1"].axes and "bits" not in cells["gguf-Q2_K-calib-bundled"].axes
     assert found.model == "tiny" and found.verify.samples == 6 and found.gates == {"max_kl": 9.0}
-
-
-def test_cells_follow_quantized_blocks_only_where_the_file_says_so(write_yaml: Callable[[str], Path]) -> None:
-    text = "model: tiny\nvariants:\n  - method: gptq\n  - method: awq\n    sequential: [true, false]\n"
-    cells = {cell.name: cell for cell in read_sweep(write_yaml(text)).cells}
-    shares = {name: (cell.options.follows_quantized, statistics_key(cell, "bfloat16")) for name, cell in cells.items()}
-    followers = [name for name, (follows, _) in shares.items() if follows]
-    assert len(shares) == 3 and len(followers) == 1 and followers[0].startswith("awq")
-    assert shares.pop(followers[0])[1] is None
-    (first, second) = (key for _, key in shares.values())
-    assert first == second is not None
 
 
 @pytest.mark.parametrize(
@@ -186,7 +174,7 @@ def test_a_variant_of_a_sweep_has_the_bytes_of_the_command_alone(finished: Path,
 
     calib = small.splitlines()[1].removeprefix("calib: ")
     alone = finished / "alone"
-    given = ["--calib", calib, "--samples", 4, "--no-cache", "--solver", "gptq", "--no-sequential"]
+    given = ["--calib", calib, "--samples", 4, "--no-cache", "--solver", "gptq"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     code, _, errors = run("gptq", "--model", "tiny", "--out", alone, *given)

@@ -65,10 +65,9 @@ class QuantizeOptions(StatisticsOptions):
         GRID,
         choices=("rtn", "gptq", "refine"),
     )
-    sequential: bool | None = option(
-        None,
-        "Let each block see what the quantized blocks before it give, and correct the drift. (default: yes; no where "
-        "statistics are kept or shared, --save-stats and --stats, with --budget, and with --solver rtn)",
+    sequential: bool = option(
+        False,
+        "Let each block see what the quantized blocks before it give, and correct the drift.",
         GRID,
     )
     tune: int = option(
@@ -128,18 +127,8 @@ class QuantizeOptions(StatisticsOptions):
         packed = set(self.widths) - {KEPT_BITS}
         return self.layout == "compressed-tensors" or (self.layout == "gptq" and packed <= {4, 8})
 
-    @property
-    def follows_quantized(self) -> bool:
-        """Whether each block sees what the quantized ones before it give: as asked for, or where nothing is against
-        it."""
-        if self.sequential is not None:
-            return self.sequential
-        shared = self.stats is not None or self.save_stats is not None
-        return not shared and self.budget is None and self.method != "rtn" and self.solver != "rtn"
-
     def provenance(self) -> dict[str, object]:
-        resolved = {"method_format": self.layout, "symmetric": self.fixed_zero, "sequential": self.follows_quantized}
-        return super().provenance() | resolved
+        return super().provenance() | {"method_format": self.layout, "symmetric": self.fixed_zero}
 
 
 @dataclass(frozen=True, kw_only=True)

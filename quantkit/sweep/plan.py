@@ -25,12 +25,12 @@ import re
 import typing
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from quantkit.errors import QuantkitError
-from quantkit.recipe import COMMANDS, Options, QuantizeOptions, VerifyCommandOptions, recorded
+from quantkit.recipe import COMMANDS, Options, VerifyCommandOptions, recorded
 from quantkit.recipe.document import Recipe, parse_recipe
 from quantkit.recipe.schema import Limit, nearest
 from quantkit.recipe.yaml_file import read_yaml
@@ -159,7 +159,7 @@ def _grid(
 
 def _name(path: Path, found: list[tuple[Recipe, dict[str, Any]]]) -> tuple[Cell, ...]:
     """Names from the axes that each cell's grid has; axes from what differs anywhere in the sweep."""
-    made = [_shareable(recipe.options({"out": Path("unset")})) for recipe, _chosen in found]
+    made = [recipe.options({"out": Path("unset")}) for recipe, _chosen in found]
     values: dict[str, set[str]] = {}
     for (recipe, _chosen), options in zip(found, made, strict=True):
         for name, value in _axis_values(recipe.method, options).items():
@@ -184,14 +184,6 @@ def _name(path: Path, found: list[tuple[Recipe, dict[str, Any]]]) -> tuple[Cell,
         axes = {key: value for key, value in _axis_values(recipe.method, options).items() if key in differing}
         cells.append(Cell(unique, recipe.method, options, axes))
     return tuple(cells)
-
-
-def _shareable(options: Any) -> Any:
-    """Statistics that cells share are the float model's: a cell follows quantized blocks, by a pass of its own, only
-    where the file says so, and not because it is alone."""
-    if isinstance(options, QuantizeOptions) and options.sequential is None:
-        return replace(options, sequential=False)
-    return options
 
 
 def data_of(options: Options) -> dict[str, Any]:

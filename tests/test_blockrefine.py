@@ -10,7 +10,7 @@ import torch
 
 from quantkit.blockgrid import GRIDS, Blocks
 from quantkit.methods.blockfit import fit
-from quantkit.methods.blockrefine import BlockLattice, descend_blocks, refine_blocks
+from quantkit.methods.blockrefine import SHRINKAGE, BlockLattice, descend_blocks, refine_blocks
 from quantkit.methods.loss import row_losses
 from quantkit.methods.solver import best_rows, factorise, feedback
 
@@ -111,6 +111,21 @@ def test_the_descent_feels_the_ridge(name: str, most: float) -> None:
     # measured: 0.176 for 0.200 at 4 bits, 0.569 for 0.615 at 2
     assert sum(shares) / 3 < most
     assert sum(shares) < 0.95 * sum(bare)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q2_K"])
+def test_shrinkage_loses_less_on_tokens_that_were_not_seen(name: str) -> None:
+    """Where there are little more tokens than channels, part of what columns seem to have in common is chance."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(256, 256, generator=generator)
+    weight = torch.randn(48, 256, generator=generator) * 0.02
+    few, many = (torch.randn(number, 256, generator=generator) @ mixing for number in (300, 4000))
+    seen, unseen = few.T @ few, many.T @ many
+    bare, shrunk = (
+        losses(refine_blocks(weight, seen, factorise(seen, shrinkage=share), GRIDS[name]), weight, unseen).sum()
+        for share in (0.0, SHRINKAGE)
+    )
+    assert shrunk < 0.95 * bare
 
 
 def test_it_leaves_its_inputs_alone() -> None:

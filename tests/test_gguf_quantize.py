@@ -20,6 +20,7 @@ from quantkit.gguf.collect import collect_imatrix
 from quantkit.gguf.imatrix import read_imatrix
 from quantkit.gguf.names import text_tensors
 from quantkit.gguf.quantize import quantize_gguf
+from quantkit.methods.blockrefine import SHRINKAGE
 from quantkit.model import LAYERS_PREFIX, build_map
 from quantkit.recipe import GgufOptions, ImatrixOptions
 from quantkit.source import tiny_folder
@@ -65,6 +66,24 @@ def rounded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def refined(tmp_path_factory: pytest.TempPathFactory, small_calibration: Path) -> Path:
     return write(tmp_path_factory.mktemp("gguf") / "refined", small_calibration, type=("Q4_K_M", "F32"))
+
+
+def test_refine_rounds_on_the_shrunk_matrix(
+    tmp_path: Path, small_calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import quantkit.gguf.quantize as module
+
+    seen: list[float] = []
+    real = module.encode
+
+    def spy(name: str, weight: Any, kind: str, known: Any = None, workers: int = 1) -> Any:
+        if known is not None and known.factor is not None:
+            seen.append(known.factor.shrinkage)
+        return real(name, weight, kind, known, workers)
+
+    monkeypatch.setattr(module, "encode", spy)
+    write(tmp_path / "out", small_calibration, type=("Q4_0",), mmproj_type="none")
+    assert seen and set(seen) == {SHRINKAGE}
 
 
 def test_the_float_file_holds_the_checkpoints_values(rounded: Path) -> None:

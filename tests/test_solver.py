@@ -40,6 +40,19 @@ def _naive(weight: torch.Tensor, gram: torch.Tensor, spec: GridSpec, act_order: 
 
 
 @pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1])
+def test_the_factor_is_of_what_it_says_it_has_seen(shrinkage: float, act_order: bool) -> None:
+    _, gram = _problem()
+    factor = factorise(gram, act_order=act_order, shrinkage=shrinkage)
+    seen = factor.seen(gram).double()
+    expected = gram.double() * (1 - shrinkage)
+    expected.diagonal().copy_(gram.double().diagonal() + DAMPING * gram.double().diagonal().mean())
+    assert torch.allclose(seen, expected, rtol=1e-5, atol=1e-5 * float(gram.abs().max()))
+    rows = torch.randn(5, len(gram), generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(factor.solve(rows).double() @ seen, rows.double(), atol=2e-3)
+
+
+@pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("spec", SPECS)
 def test_feedback_is_gptq(spec: GridSpec, act_order: bool) -> None:
     """To 1e-6, in the oracle's own precision; in float32 a value on the edge between two codes may fall to either."""

@@ -24,7 +24,7 @@ from quantkit.gguf.mixture import shorter, type_name
 from quantkit.gguf.names import Conversion
 from quantkit.gguf.plan import GgufPlan, fixed_names, pass_dtype
 from quantkit.methods.blockfit import fit
-from quantkit.methods.blockrefine import BlockLattice
+from quantkit.methods.blockrefine import SHRINKAGE, BlockLattice
 from quantkit.methods.loss import row_losses
 from quantkit.methods.solver import factorise, feedback
 from quantkit.model import Block, Group
@@ -110,7 +110,7 @@ def _losses(
 ) -> dict[str, float]:
     """Nats a prediction that the unit loses, by type."""
     gram = inputs.gram
-    factor = factorise(gram, options.damping, options.act_order)
+    factor = factorise(gram, options.damping, options.act_order, SHRINKAGE)
     losses = {}
     for kind in kinds:
         total = 0.0

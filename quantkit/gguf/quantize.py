@@ -44,6 +44,7 @@ from quantkit.gguf.plan import FLOATS, GgufPlan, pass_dtype, plan_gguf
 from quantkit.grid import GridSpec
 from quantkit.methods import METHODS
 from quantkit.methods.blockfit import one_thread_each
+from quantkit.methods.blockrefine import SHRINKAGE
 from quantkit.methods.solver import Factor, factorise
 from quantkit.output import atomic_output, check_target, require_free_space
 from quantkit.provenance import number, provenance, write_json
@@ -249,7 +250,7 @@ class _Work:
 
     def _factor(self, block: Block, group: Group, gram: Tensor) -> Factor:
         try:
-            return factorise(gram, self.options.damping, self.options.act_order)
+            return factorise(gram, self.options.damping, self.options.act_order, SHRINKAGE)
         except QuantkitError as error:
             raise QuantkitError(f"{block.prefix}{group.linears[0]}: its input: {error}") from error
 

@@ -25,6 +25,7 @@ from quantkit.methods.solver import Factor, best_rows, feedback
 
 ROUNDS = 3
 LEAST_GAIN = 0.002  # of the loss; a round that gains less is the last
+SHRINKAGE = 0.1  # of what columns have in common: with so few tokens a part of it is chance, and codes would follow it
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -60,16 +61,13 @@ class BlockLattice:
 def refine_blocks(weight: Tensor, gram: Tensor, factor: Factor, grid: BlockGrid) -> Blocks:
     """``weight`` float32 [out, in] as integers of ``grid`` for inputs with Gram matrix ``gram`` [in, in].
 
-    No row's loss, under H with the factor's damping, is above that of the nearest codes weighted by ``diag(H)``.
+    No row's loss, under H as the factor has it, is above that of the nearest codes weighted by ``diag(H)``.
     """
     plain = fit(weight, grid, gram.diagonal())
     start = fit(weight, grid, factor.costs)
     solved = replace(start, codes=feedback(weight, factor, BlockLattice(start)))
-    # the ridge that the factor has: where nothing was seen, the weight is what it was
-    mean = float(gram.diagonal().mean())
-    ridge = gram.clone()
-    ridge.diagonal().add_(factor.damping * mean if mean > 0 else 1.0)
-    return descend_blocks(weight, ridge, best_rows(weight, ridge, [plain, start, solved]))
+    seen = factor.seen(gram)
+    return descend_blocks(weight, seen, best_rows(weight, seen, [plain, start, solved]))
 
 
 def descend_blocks(weight: Tensor, gram: Tensor, start: Blocks) -> Blocks:

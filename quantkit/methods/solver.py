@@ -15,7 +15,7 @@ variance*, by which grids and scales are chosen (``Factor.costs``). Rows that en
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -36,11 +36,12 @@ AnyCandidate = TypeVar("AnyCandidate", bound="Candidate")
 @dataclass(frozen=True)
 class Factor:
     """order int64 [in]: columns as the solver takes them. upper float32 [in, in]: the factor, in that order. damping:
-    the share of the mean diagonal that was added."""
+    the share of the mean diagonal that was added; shrinkage: the share of all else that was taken off."""
 
     order: Tensor
     upper: Tensor
     damping: float
+    shrinkage: float = 0.0
 
     @property
     def costs(self) -> Tensor:
@@ -57,13 +58,21 @@ class Factor:
 
     def scaled(self, columns: Tensor) -> Factor:
         """The factor of the Gram matrix of inputs that were divided by ``columns`` [in], without a decomposition."""
-        return Factor(self.order, self.upper * columns[self.order], self.damping)
+        return replace(self, upper=self.upper * columns[self.order])
+
+    def seen(self, gram: Tensor) -> Tensor:
+        """``gram`` as the factor has it, with its shrinkage and damping: where nothing was seen, weights stay."""
+        mean = float(gram.diagonal().mean())
+        found = gram * (1 - self.shrinkage)
+        found.diagonal().copy_(gram.diagonal() + (self.damping * mean if mean > 0 else 1.0))
+        return found
 
 
-def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True) -> Factor:
+def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True, shrinkage: float = 0.0) -> Factor:
     """``U`` upper triangular with ``U^T U = (gram + d I)^-1`` in the solver's order; d grows tenfold where it must.
 
-    gram float32 [in, in]. Raises QuantkitError if it holds NaN or Inf, or stays indefinite under any damping.
+    gram float32 [in, in]; ``shrinkage``: the share of what is off its diagonal that is taken off first. Raises
+    QuantkitError if it holds NaN or Inf, or stays indefinite under any damping.
     """
     if not torch.isfinite(gram).all():
         raise QuantkitError("a Gram matrix holds NaN or Inf; gather the statistics again")
@@ -72,6 +81,9 @@ def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True) ->
     places = torch.arange(len(gram), device=gram.device)
     order = diagonal.argsort(descending=True, stable=True) if act_order else places
     ordered = gram[order][:, order]
+    if shrinkage:
+        ordered *= 1 - shrinkage
+        ordered.diagonal().copy_(diagonal[order])
     while damping < _MOST_DAMPING:
         damped = ordered.clone()
         # a channel that carries nothing gets a diagonal of its own: any code serves there
@@ -80,7 +92,7 @@ def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True) ->
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                return Factor(order, upper, damping)
+                return Factor(order, upper, damping, shrinkage)
         damping *= 10
     raise QuantkitError("a Gram matrix is not positive definite under any damping; gather the statistics again")
 

@@ -1,7 +1,7 @@
 """ggml's block grids under the whole Gram matrix: error feedback, then descent on everything that a block stores.
 
-llama.cpp's quantizer rounds each value by itself, weighted by ``H_jj``. Here the same bytes are chosen for the exact
-loss ``tr((W' - W) H (W' - W)^T)``:
+llama.cpp's quantizer rounds each value by itself, weighted by ``H_jj``. Here the same bytes are chosen for the loss
+``tr((W' - W) H (W' - W)^T)``, H damped and shrunk towards its diagonal as the factor has it (`Factor.seen`):
 
 1. steps and offsets by `blockfit.fit` with the conditional variances ``1 / U_jj^2`` as costs (`solver.Factor.costs`),
    since an error in column ``j`` costs only what later columns cannot answer;

@@ -63,8 +63,8 @@ class Factor:
     def seen(self, gram: Tensor) -> Tensor:
         """``gram`` as the factor has it, with its shrinkage and damping: where nothing was seen, weights stay."""
         mean = float(gram.diagonal().mean())
-        found = gram * (1 - self.shrinkage)
-        found.diagonal().copy_(gram.diagonal() + (self.damping * mean if mean > 0 else 1.0))
+        found = _shrunk(gram, self.shrinkage)
+        found.diagonal().add_(self.damping * mean if mean > 0 else 1.0)
         return found
 
 
@@ -80,10 +80,7 @@ def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True, sh
     mean = float(diagonal.clamp(min=0).mean())
     places = torch.arange(len(gram), device=gram.device)
     order = diagonal.argsort(descending=True, stable=True) if act_order else places
-    ordered = gram[order][:, order]
-    if shrinkage:
-        ordered *= 1 - shrinkage
-        ordered.diagonal().copy_(diagonal[order])
+    ordered = _shrunk(gram[order][:, order], shrinkage)
     while damping < _MOST_DAMPING:
         damped = ordered.clone()
         # a channel that carries nothing gets a diagonal of its own: any code serves there
@@ -95,6 +92,13 @@ def factorise(gram: Tensor, damping: float = DAMPING, act_order: bool = True, sh
                 return Factor(order, upper, damping, shrinkage)
         damping *= 10
     raise QuantkitError("a Gram matrix is not positive definite under any damping; gather the statistics again")
+
+
+def _shrunk(gram: Tensor, share: float) -> Tensor:
+    """A copy with all that is off the diagonal taken ``share`` smaller."""
+    found = gram * (1 - share)
+    found.diagonal().copy_(gram.diagonal())
+    return found
 
 
 class Lattice(Protocol):
